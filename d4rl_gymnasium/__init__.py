@@ -1,0 +1,34 @@
+"""D4RL's tasks on today's Python: `import d4rl_gymnasium as d4rl` registers them with gymnasium.
+
+    env = gymnasium.make("halfcheetah-medium-v2")
+    dataset = d4rl.qlearning_dataset(env)
+    score = 100 * d4rl.get_normalized_score("halfcheetah-medium-v2", episode_return)
+
+Each module's docstring says what it holds; docs/tasks.md and docs/data.md are the pages for users.
+"""
+
+import gymnasium
+
+from d4rl_gymnasium.data import DatasetError, DatasetFile, find_dataset, qlearning_dataset, read_dataset
+from d4rl_gymnasium.tasks import TASKS, Task, get_normalized_score
+
+__all__ = [
+    "TASKS",
+    "DatasetError",
+    "DatasetFile",
+    "Task",
+    "find_dataset",
+    "get_normalized_score",
+    "qlearning_dataset",
+    "read_dataset",
+]
+
+for _task in TASKS.values():
+    if _task.env_id not in gymnasium.registry:
+        gymnasium.register(
+            _task.env_id,
+            entry_point=_task.entry_point,  # a string: MuJoCo is loaded when an environment is made, not before
+            max_episode_steps=_task.max_episode_steps,
+            kwargs=dict(_task.kwargs),
+            disable_env_checker=True,
+        )

@@ -1,0 +1,204 @@
+"""D4RL's datasets from the command line: `python -m d4rl_gymnasium list | info | fetch | check`."""
+
+import argparse
+import difflib
+import sys
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from types import SimpleNamespace
+
+import gymnasium
+import h5py
+import numpy as np
+
+from d4rl_gymnasium import TASKS, DatasetError, DatasetFile, Task, data, find_dataset, get_normalized_score
+from d4rl_gymnasium.tasks import KNOWN_SHA256
+
+DOWNLOADS_AT_ONCE = 4
+
+
+def list_tasks(args: argparse.Namespace) -> None:
+    print(f"{'task':<27}{'obs':>4}{'act':>5}{'steps':>7}  data on this machine")
+    for task in TASKS.values():
+        facts = f"{task.observation_dim:>4}{task.action_dim:>5}{task.max_episode_steps:>7}"
+        print(f"{task.env_id:<27}{facts}  {local_state(task)}")
+    print(f"{len(TASKS)} tasks; their data belongs into {data.cache_directory()}")
+
+
+def local_state(task: Task) -> str:
+    for path, what in ((data.original_path(task), "D4RL's file"), (data.collected_path(task), "collected")):
+        if path.exists():
+            return f"{what}, {megabytes(path)}"
+    parts = sorted(data.cache_directory().glob(f"{task.file_name}.*.part"))
+    if parts:
+        return f"part of a download, {megabytes(parts[0])}"
+    return "none (collected when needed)" if task.collected_rows else "none"
+
+
+def info(args: argparse.Namespace) -> None:
+    env = shape_of(args.env_id)
+    task = TASKS.get(args.env_id)
+    horizon = env.spec.max_episode_steps
+    print(args.env_id)
+    show("observations", env.observation_space.shape[0])
+    show(
+        "actions", f"{env.action_space.shape[0]}, in [{env.action_space.low.min():g}, {env.action_space.high.max():g}]"
+    )
+    show("horizon", f"{horizon} steps" if horizon else "none")
+    if task:
+        show("reference returns", f"{task.ref_min_score:.2f} (score 0), {task.ref_max_score:.2f} (score 100)")
+        show("D4RL's dataset", task.dataset_url)
+    dataset = find_dataset(env, args.dataset_path) if task is None or args.dataset_path else data.find_local(task)
+    if dataset is None:
+        show("local data", f"none: python -m d4rl_gymnasium fetch {args.env_id}")
+    else:
+        describe(dataset, data.read_dataset(dataset, env), horizon, args.env_id)
+
+
+def fetch(args: argparse.Namespace) -> None:
+    for env_id in args.env_id:
+        if env_id not in TASKS:
+            near = difflib.get_close_matches(env_id, TASKS, n=1)
+            hint = f"Did you mean {near[0]}?" if near else "`python -m d4rl_gymnasium list` shows them."
+            raise DatasetError(f"{env_id} is not one of D4RL's tasks. {hint}")
+    tasks = [TASKS[env_id] for env_id in dict.fromkeys(args.env_id)]
+
+    def attempt(task: Task) -> bool:
+        try:
+            dataset = data.fetch(task, args.original)
+        except DatasetError as error:
+            data.say(f"error: {error}")
+            return False
+        data.say(f"{task.env_id}: {dataset.path} ({megabytes(dataset.path)}), {dataset.source}")
+        return True
+
+    collected = [task for task in tasks if task.collected_rows and not args.original]
+    with ThreadPool(DOWNLOADS_AT_ONCE) as pool:
+        downloads = pool.map_async(attempt, [task for task in tasks if task not in collected], chunksize=1)
+        failed = [attempt(task) for task in collected].count(False) + downloads.get().count(False)
+    if failed:
+        sys.exit(1)
+
+
+def check(args: argparse.Namespace) -> None:
+    # A file under D4RL's name or ours says itself whose data it is.
+    names = {name: task.env_id for task in TASKS.values() for name in (task.file_name, f"{task.env_id}.hdf5")}
+    name = Path(args.file).name
+    env_id = args.env_id or names.get(name)
+    if env_id:
+        env = shape_of(env_id)
+        dataset = find_dataset(env, args.file)
+        describe(dataset, data.read_dataset(dataset, env), env.spec.max_episode_steps, env_id)
+        if name in KNOWN_SHA256:
+            same = dataset.sha256 == KNOWN_SHA256[name]
+            show("D4RL's release", "the same file" if same else "ANOTHER file (its sha256 differs)")
+        print(f"ok: data for {env_id}")
+    else:
+        dataset = data.given(args.file)
+        describe(dataset, data.load(dataset.path), None, None)
+        print("ok: finite rows in D4RL's layout; --env-id ID also compares them with an environment")
+
+
+def describe(dataset: DatasetFile, raw: dict[str, np.ndarray], horizon: int | None, env_id: str | None) -> None:
+    show("file", dataset.path)
+    show("sha256", dataset.sha256)
+    show("source", dataset.source)
+    if dataset.path.is_file():  # not so for minari:NAME
+        with h5py.File(dataset.path, "r") as file:
+            for key in sorted(set(file.attrs) - {"source", "env_id"}):
+                show(f"  {key}", file.attrs[key])
+    show("rows", f"{len(raw['rewards']):,}")
+    show("dimensions", f"observations {raw['observations'].shape[1]}, actions {raw['actions'].shape[1]}")
+    show("terminals", f"{np.count_nonzero(raw['terminals']):,}")
+    show("timeouts", f"{np.count_nonzero(raw['timeouts']):,}" if "timeouts" in raw else "not in the file")
+    if "timeouts" not in raw and horizon is None:
+        return
+    returns = data.episode_returns(raw, horizon)
+    show("episodes", f"{len(returns):,} that end in the data")
+    if len(returns):
+        show("returns", summary(returns))
+        if env_id in TASKS:
+            show("normalized, x 100", summary(100 * get_normalized_score(env_id, returns)))
+
+
+def summary(values: np.ndarray) -> str:
+    low, first, median, third, high = np.quantile(values, (0, 0.25, 0.5, 0.75, 1))
+    return (
+        f"mean {values.mean():.2f}, std {values.std():.2f}, "
+        f"min {low:.2f}, quartiles {first:.2f} {median:.2f} {third:.2f}, max {high:.2f}"
+    )
+
+
+def show(name: str, value: object) -> None:
+    print(f"  {name:<19}{value}")
+
+
+def megabytes(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.1f} MB"
+
+
+def shape_of(env_id: str):
+    """The environment; for D4RL's tasks only its spec and spaces, so that no physics is loaded to look at a file."""
+    if env_id in TASKS:
+        return SimpleNamespace(
+            spec=gymnasium.spec(env_id),
+            observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (TASKS[env_id].observation_dim,)),
+            action_space=gymnasium.spaces.Box(-1.0, 1.0, (TASKS[env_id].action_dim,)),
+        )
+    try:
+        env = gymnasium.make(env_id)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise DatasetError(f"{env_id} is neither one of D4RL's tasks nor can gymnasium make it ({error}).") from error
+    data.check_spaces(env)
+    return env
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m d4rl_gymnasium",
+        description="D4RL's 39 tasks and the datasets that belong to them.",
+        epilog="Data lives in ~/.d4rl/datasets, D4RL's own cache, or in $D4RL_DATASET_DIR.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("list", help="all tasks, and which of them have data on this machine")
+    command.set_defaults(run=list_tasks)
+
+    command = commands.add_parser(
+        "info", help="dimensions, horizon, reference scores; rows, returns, source of the data"
+    )
+    command.add_argument("env_id", metavar="ENV_ID", help="a D4RL task, or with --dataset-path any gymnasium id")
+    command.add_argument("--dataset-path", metavar="FILE", help="describe this file (or minari:NAME) instead of D4RL's")
+    command.set_defaults(run=info)
+
+    command = commands.add_parser(
+        "fetch",
+        help="get datasets ahead of time",
+        description="Get datasets ahead of time: downloads run side by side and go on where they were stopped; "
+        "the data of maze2d is collected here unless --original is given.",
+    )
+    command.add_argument(
+        "env_id", metavar="ENV_ID", nargs="+", help="D4RL tasks, e.g. hopper-medium-v2 maze2d-umaze-v1"
+    )
+    command.add_argument("--original", action="store_true", help="download D4RL's own file for maze2d, too")
+    command.set_defaults(run=fetch)
+
+    command = commands.add_parser("check", help="read a whole file and say whether it can be trained on")
+    command.add_argument("file", metavar="FILE", help="an HDF5 file in D4RL's layout, or minari:NAME")
+    command.add_argument(
+        "--env-id", metavar="ID", help="compare with this environment (else known by D4RL's file names)"
+    )
+    command.set_defaults(run=check)
+
+    args = parser.parse_args()
+    try:
+        args.run(args)
+    except DatasetError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\nStopped. What was downloaded so far is kept: the same command goes on from there.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

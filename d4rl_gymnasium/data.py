@@ -1,0 +1,486 @@
+"""D4RL's datasets: find the file (or fetch, or collect it), check it, read it, turn it into transitions.
+
+    dataset = find_dataset(env)                   # which file, its sha256, where it comes from
+    transitions = qlearning_dataset(env, dataset)  # float32 arrays, one row a transition
+
+Files live where D4RL keeps them, in `~/.d4rl/datasets` or $D4RL_DATASET_DIR, under D4RL's names. docs/data.md is the
+page for users.
+"""
+
+import datetime
+import errno
+import hashlib
+import importlib
+import importlib.metadata
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import filelock
+import gymnasium
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from d4rl_gymnasium.download import NETWORK_ERRORS, download
+from d4rl_gymnasium.tasks import TASKS, Task
+
+RAW_KEYS = ("observations", "actions", "rewards", "terminals")
+TRANSITION_KEYS = ("observations", "actions", "next_observations", "rewards", "terminals")
+FLAGS = ("terminals", "timeouts")
+COLLECTION_SEED = 0
+COLLECTED_SOURCE = "collected by d4rl_gymnasium's waypoint controller (stand-in for D4RL's file)"
+MINARI = "minari:"
+
+
+class DatasetError(Exception):
+    """What is wrong with the data and what to do about it: a sentence or two, meant for the user's eyes."""
+
+
+@dataclass(frozen=True)
+class DatasetFile:
+    """A dataset on this machine."""
+
+    path: Path  # or `minari:NAME`
+    sha256: str
+    source: str  # where the data comes from, in words; a stand-in for D4RL's file calls itself one here
+
+
+# --- Transitions -----------------------------------------------------------------------------------------------------
+
+
+def qlearning_dataset(
+    env: gymnasium.Env, dataset: DatasetFile | Mapping[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
+    """The transitions of a dataset, as D4RL's function of this name gives them (`d4rl/__init__.py`).
+
+    `dataset` is what `find_dataset` returned (looked for if None) or a dict of arrays in D4RL's raw layout.
+    Returns float32 arrays `observations` (N, O), `actions` (N, A), `next_observations` (N, O), `rewards` (N,) and the
+    bool array `terminals` (N,). Raises DatasetError.
+
+    The next observation of row i is that of row i+1, so a row whose successor belongs to another episode is dropped:
+    the last row and every row with a timeout. `terminals` alone ends the bootstrap.
+    """
+    if dataset is None:
+        dataset = find_dataset(env)
+    if isinstance(dataset, DatasetFile):
+        raw = read_dataset(dataset, env)
+        if _minari_name(dataset.path):
+            return {key: raw[key] for key in TRANSITION_KEYS}  # Minari stores the observation after the last step
+    else:
+        _require_keys(dataset, "the dataset")
+        raw = _checked({key: dataset[key] for key in (*RAW_KEYS, "timeouts") if key in dataset}, "the dataset")
+        _check_fits(raw, env, "the dataset")
+
+    keep = ~final_rows(raw, env.spec.max_episode_steps if env.spec else None)[:-1]
+    if not keep.any():
+        raise DatasetError("The dataset holds no transition: it needs two consecutive rows of one episode.")
+    return {
+        "observations": raw["observations"][:-1][keep],
+        "actions": raw["actions"][:-1][keep],
+        "next_observations": raw["observations"][1:][keep],
+        "rewards": raw["rewards"][:-1][keep],
+        "terminals": raw["terminals"][:-1][keep],
+    }
+
+
+def final_rows(raw: Mapping[str, np.ndarray], max_episode_steps: int | None) -> np.ndarray:
+    """The rows that a time limit ended, (N,) bool: `timeouts`, or without that key the rows that reach the horizon.
+
+    D4RL counts the steps of an episode from 0, but from 1 after a terminal row; so does this.
+    """
+    if "timeouts" in raw:
+        return raw["timeouts"]
+    if max_episode_steps is None:
+        raise DatasetError("The dataset has no `timeouts` and the environment no step limit: add a `timeouts` array.")
+    terminals = raw["terminals"]
+    final = np.zeros(len(terminals), dtype=bool)
+    start, step = 0, 0
+    for end in (*np.flatnonzero(terminals) + 1, len(terminals)):
+        final[start + max_episode_steps - 1 - step : end : max_episode_steps] = True
+        start, step = end, 0 if final[end - 1] else 1
+    return final
+
+
+def episode_returns(raw: Mapping[str, np.ndarray], max_episode_steps: int | None) -> np.ndarray:
+    """The undiscounted return of each episode that ends in the data, (episodes,) float64."""
+    ends = np.flatnonzero(raw["terminals"] | final_rows(raw, max_episode_steps))
+    return np.diff(np.cumsum(raw["rewards"], dtype=np.float64)[ends], prepend=0.0)
+
+
+# --- Reading and checking --------------------------------------------------------------------------------------------
+
+
+def read_dataset(dataset: DatasetFile, env: gymnasium.Env) -> dict[str, np.ndarray]:
+    """The rows of a dataset in D4RL's raw layout, checked against the environment's spaces.
+
+    Returns float32 `observations` (N, O), `actions` (N, A), `rewards` (N,) and bool `terminals` (N,), and `timeouts`
+    (N,) if the file has them. Only a Minari dataset has `next_observations` (N, O) too: D4RL's rule does without them.
+    Raises DatasetError when the file is damaged, or is not the data of such an environment.
+    """
+    raw = load(dataset.path)
+    _check_fits(raw, env, str(dataset.path))
+    return raw
+
+
+def load(path: Path) -> dict[str, np.ndarray]:
+    """`read_dataset` for a path, without an environment to compare with."""
+    name = _minari_name(path)
+    return _checked(_read_minari(name) if name else _read_hdf5(path), str(path))
+
+
+def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
+    with _open_hdf5(path) as file:
+        _require_keys(file, str(path))
+        return {key: file[key][()] for key in (*RAW_KEYS, "timeouts") if key in file}
+
+
+@contextmanager
+def _open_hdf5(path: Path) -> Iterator[h5py.File]:
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (PermissionError, FileNotFoundError) as error:
+        raise DatasetError(f"{path} cannot be read: {os.strerror(error.errno)}.") from error
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # what h5py makes of damaged bytes
+        what = "is damaged or was cut short" if h5py.is_hdf5(path) else "is not an HDF5 file"
+        raise DatasetError(f"{path} {what}: delete it and fetch it again, or give another file.") from error
+
+
+def _require_keys(raw: Mapping, name: str) -> None:
+    missing = [key for key in RAW_KEYS if key not in raw]
+    if missing:
+        raise DatasetError(
+            f"{name} has no {', '.join(missing)} (it holds {', '.join(sorted(raw)[:8]) or 'nothing'}): "
+            f"D4RL's layout needs {', '.join(RAW_KEYS)}, one row a step."
+        )
+
+
+def _read_minari(name: str) -> dict[str, np.ndarray]:
+    """A Minari dataset as rows. An episode of T steps there has T+1 observations: the last is a next observation."""
+    columns = {key: [] for key in (*TRANSITION_KEYS, "timeouts")}
+    for episode in _load_minari(name).iterate_episodes():
+        for key in ("observations", "actions"):
+            if not isinstance(getattr(episode, key), np.ndarray):
+                raise DatasetError(
+                    f"{MINARI}{name} has {key} of several parts ({type(getattr(episode, key)).__name__}): "
+                    "only flat arrays can be used, so flatten them into a dataset of your own."
+                )
+        columns["observations"].append(episode.observations[:-1])
+        columns["next_observations"].append(episode.observations[1:])
+        columns["actions"].append(episode.actions)
+        columns["rewards"].append(episode.rewards)
+        columns["terminals"].append(episode.terminations)
+        columns["timeouts"].append(episode.truncations)
+    return {key: np.concatenate(parts) if parts else np.empty(0) for key, parts in columns.items()}
+
+
+def _load_minari(name: str):
+    try:
+        import minari  # optional: only for those who name such a dataset
+    except ImportError:
+        raise DatasetError(f'{MINARI}{name} needs the package minari: pip install "minari[hdf5]".') from None
+    try:
+        return minari.load_dataset(name)
+    except Exception as error:  # Minari has no exception of its own for a name or a folder that is wrong
+        raise DatasetError(
+            f"{MINARI}{name} is not a Minari dataset on this machine: `minari list local` shows those that are, "
+            f"`minari download {name}` fetches it."
+        ) from error
+
+
+def _minari_name(path: str | os.PathLike) -> str | None:
+    return str(path)[len(MINARI) :] if str(path).startswith(MINARI) else None
+
+
+def _checked(raw: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """The same arrays as float32 and bool; DatasetError unless they are finite rows of equal number."""
+    arrays = {}
+    for key, value in raw.items():
+        array = np.asarray(value)
+        if not array.size:
+            raise DatasetError(f"{name} is empty: {key} holds no rows.")
+        if array.dtype.kind not in "biuf":
+            raise DatasetError(f"{name}: {key} holds {array.dtype}, not numbers.")
+        if array.dtype.kind == "f":
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported
+                array = array.astype(np.float32, copy=False)
+            bad = array.size - np.count_nonzero(np.isfinite(array))
+            if bad:
+                raise DatasetError(f"{name}: {key} holds {bad} values that are NaN or infinite; remove those rows.")
+        array = array.astype(bool if key in FLAGS else np.float32, copy=False)
+        matrix = key in ("observations", "next_observations", "actions")
+        if not matrix and array.ndim == 2 and array.shape[1] == 1:
+            array = array[:, 0]
+        if array.ndim != (2 if matrix else 1):
+            shape = "(rows, dimensions)" if matrix else "(rows,)"
+            raise DatasetError(f"{name}: {key} has shape {array.shape}, where {shape} is needed.")
+        arrays[key] = array
+    lengths = {key: len(array) for key, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{key} {length}" for key, length in lengths.items())
+        raise DatasetError(f"{name}: the arrays differ in their number of rows ({listed}).")
+    return arrays
+
+
+def _check_fits(raw: Mapping[str, np.ndarray], env: gymnasium.Env, name: str) -> None:
+    """DatasetError unless the rows have the dimensions of the environment's spaces and the actions lie within them."""
+    env_id, actions = _env_id(env), env.action_space
+    for key, space in (("observations", env.observation_space), ("actions", actions)):
+        if raw[key].shape[1:] != space.shape:
+            raise DatasetError(
+                f"{name} is not data for {env_id}: its {key} have {raw[key].shape[1]} dimensions, "
+                f"those of {env_id} have {space.shape[0]}."
+            )
+    slack = 1e-4 * (actions.high - actions.low)  # rounding, not another scale
+    outside = (raw["actions"] < actions.low - slack) | (raw["actions"] > actions.high + slack)
+    if outside.any():
+        raise DatasetError(
+            f"{name}: actions reach from {raw['actions'].min():.3g} to {raw['actions'].max():.3g}, but {env_id} takes "
+            f"{actions.low.min():.3g} to {actions.high.max():.3g}; scale or clip them as the environment would."
+        )
+
+
+def check_spaces(env: gymnasium.Env) -> None:
+    """DatasetError unless the environment is of the kind that these algorithms, and D4RL's layout, are made for."""
+    observations, actions = env.observation_space, env.action_space
+    if not isinstance(observations, gymnasium.spaces.Box) or len(observations.shape) != 1:
+        raise DatasetError(f"{_env_id(env)} has observations of {observations}: only a flat Box can be used.")
+    if not isinstance(actions, gymnasium.spaces.Box) or len(actions.shape) != 1 or not actions.is_bounded():
+        raise DatasetError(f"{_env_id(env)} has actions of {actions}: only a flat, bounded Box can be used.")
+
+
+def _env_id(env: gymnasium.Env) -> str:
+    return env.spec.id if env.spec else type(env.unwrapped).__name__
+
+
+# --- Finding ---------------------------------------------------------------------------------------------------------
+
+
+def find_dataset(env: gymnasium.Env, dataset_path: str | os.PathLike | None = None) -> DatasetFile:
+    """The dataset for an environment: `dataset_path` (a file, or `minari:NAME`), or else D4RL's for this task.
+
+    Without a path: D4RL's file in the cache directory; for maze2d else the data that this package collected, or
+    collects now; for the other tasks else a download. A file whose bytes no longer have their recorded sha256 is
+    refused. Raises DatasetError.
+    """
+    check_spaces(env)
+    task = TASKS.get(_env_id(env))
+    if dataset_path is None:
+        if task is None:
+            raise DatasetError(f"{_env_id(env)} is not one of D4RL's tasks: give its data with --dataset-path FILE.")
+        return fetch(task)
+    dataset = given(dataset_path)
+    name = dataset.path.name
+    owner = next((other for other in TASKS.values() if name in (other.file_name, f"{other.env_id}.hdf5")), None)
+    if owner and task and (owner.entry_point, owner.kwargs) != (task.entry_point, task.kwargs):
+        # Walker2d's rows have the dimensions of HalfCheetah's: shapes alone would not tell.
+        raise DatasetError(f"{dataset.path} is data for {owner.env_id}, another environment than {task.env_id}.")
+    return dataset
+
+
+def given(dataset_path: str | os.PathLike) -> DatasetFile:
+    """The dataset that a user names: a file in D4RL's layout, or `minari:NAME`. Raises DatasetError."""
+    name = _minari_name(dataset_path)
+    if name:
+        folder = Path(_load_minari(name).storage.data_path)
+        sha256 = _sha256(*sorted(path for path in folder.rglob("*") if path.is_file()))
+        return DatasetFile(Path(dataset_path), sha256, f"Minari: {name}")
+    path = Path(dataset_path).expanduser()
+    sha256, source = identify(path)
+    return DatasetFile(path, sha256, f"given: {path.name}" + (f" ({source})" if source else ""))
+
+
+def fetch(task: Task, original: bool = False) -> DatasetFile:
+    """The task's dataset from the cache directory, where it is first collected or downloaded if it is missing.
+
+    Processes that want the same file wait for the first of them. `original`: D4RL's file even where this package could
+    collect a stand-in. Raises DatasetError.
+    """
+    dataset = find_local(task, original)
+    if dataset:
+        return dataset
+    collecting = task.collected_rows and not original
+    target = collected_path(task) if collecting else original_path(task)
+    try:
+        with _locked(target):
+            if not find_local(task, original):  # now there, if this process waited for another one
+                (_collect if collecting else _download)(task, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "the disk is full: make room, or set D4RL_DATASET_DIR to a folder on another disk"
+        else:
+            advice = f"{error.strerror or error}: set D4RL_DATASET_DIR to a folder that you can write to"
+        raise DatasetError(f"{target} could not be written, {advice}.") from error
+    return find_local(task, original)
+
+
+def find_local(task: Task, original: bool = False) -> DatasetFile | None:
+    """The task's dataset in the cache directory (with `original`: only D4RL's own), or None. Raises DatasetError."""
+    path = original_path(task)
+    if path.exists():
+        sha256, source = identify(path)
+        if not source and task.dataset_sha256 not in (None, sha256):
+            raise DatasetError(f"{path} is not the file that D4RL released (another sha256): delete it to get it anew.")
+        return DatasetFile(path, sha256, source or "D4RL (found in its cache directory)")
+    path = collected_path(task)
+    if task.collected_rows and not original and path.exists():
+        return DatasetFile(path, *identify(path))
+    return None
+
+
+def identify(path: Path) -> tuple[str, str]:
+    """A file's sha256 and what it, or the record beside it, says of its source ("" if nothing).
+
+    Raises DatasetError if it is missing, is no HDF5 file, or has changed since it was recorded.
+    """
+    if not path.is_file():
+        raise DatasetError(f"{path} is {'a folder: give a file' if path.is_dir() else 'not there: check the path'}.")
+    with _open_hdf5(path) as file:
+        source = " ".join(str(file.attrs.get("source", "")).split())
+        sha256 = _sha256(path)
+    record = _record_path(path)
+    if record.exists():
+        match = RECORD.fullmatch(record.read_text(encoding="utf-8", errors="replace"))
+        if not match or match["sha256"] != sha256:
+            raise DatasetError(
+                f"{path} has changed since it was stored (see {record.name} beside it): delete both to get it anew, "
+                "or only that record if the change was yours."
+            )
+        source = source or match["source"] or ""
+    return sha256, source
+
+
+def cache_directory() -> Path:
+    """D4RL's: $D4RL_DATASET_DIR, or ~/.d4rl/datasets."""
+    return Path(os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets").expanduser()
+
+
+def original_path(task: Task) -> Path:
+    return cache_directory() / task.file_name
+
+
+def collected_path(task: Task) -> Path:
+    # A folder and a name of its own: under D4RL's name the original d4rl would take it for its own file.
+    return cache_directory() / "collected" / f"{task.env_id}.hdf5"
+
+
+def _sha256(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+# --- Fetching --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """One process at a time works on `target`. The operating system frees the lock of a process that dies."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(target.with_name(f".{target.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        say(f"Another process is getting {target.name}: waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _download(task: Task, target: Path) -> None:
+    """D4RL's file into `target`, from its host or the mirror. Raises DatasetError, or OSError of the disk."""
+    reasons = []
+    for url in (task.dataset_url, task.mirror_url):
+        host = urlsplit(url).netloc
+        part = target.with_name(f"{target.name}.{host.replace(':', '_')}.part")  # each host's own: never mixed
+        # What an earlier run began may not fit the rest that comes now; then once more, from the start.
+        for _ in range(2 if part.exists() else 1):
+            say(f"Downloading {url} to {target}")
+            try:
+                download(url, part)
+                sha256 = _verified_sha256(part, task)
+            except NETWORK_ERRORS as error:
+                reasons.append(f"{host}: {getattr(error, 'reason', error)}")
+                break
+            except DatasetError:
+                part.unlink()
+                reasons.append(f"{host}: what it sent is not this dataset")
+            except OSError:
+                part.unlink(missing_ok=True)  # leaves a full disk no fuller than it was
+                raise
+            else:
+                _store(part, target, sha256, f"D4RL (downloaded from {url})")
+                return
+    raise DatasetError(
+        f"{task.env_id} has no data on this machine and the download failed ({'; '.join(reasons)}). "
+        f"Fetch {task.dataset_url} or {task.mirror_url} elsewhere and put it into {target.parent}, "
+        "or give a file of your own with --dataset-path FILE."
+    )
+
+
+def _verified_sha256(part: Path, task: Task) -> str:
+    """Raises DatasetError if what was downloaded is not the task's dataset."""
+    sha256 = _sha256(part)
+    raw = load(part)
+    dimensions = (raw["observations"].shape[1], raw["actions"].shape[1])
+    if task.dataset_sha256 not in (None, sha256) or dimensions != (task.observation_dim, task.action_dim):
+        raise DatasetError(f"{part} is not the data of {task.env_id}.")
+    return sha256
+
+
+def _collect(task: Task, target: Path) -> None:
+    """Run the controller of the task's module, and store its rows in D4RL's layout with their provenance."""
+    say(f"Collecting {task.collected_rows:,} rows of {task.env_id} into {target}")
+    module = importlib.import_module(task.entry_point.split(":")[0])
+    arguments = {**task.kwargs, "rows": task.collected_rows, "seed": COLLECTION_SEED}
+    arrays = module.collect(**arguments, progress=sys.stderr.isatty())
+    memory = io.BytesIO()  # a full disk then meets a plain write, not HDF5 in the middle of its bookkeeping
+    with h5py.File(memory, "w") as file:
+        for key, array in arrays.items():
+            file.create_dataset(key, data=array, compression="gzip", compression_opts=1)
+        file.attrs["source"] = COLLECTED_SOURCE
+        file.attrs["env_id"] = task.env_id
+        file.attrs["generator"] = f"{module.__name__}.collect(**{arguments})"
+        file.attrs["seed"] = COLLECTION_SEED
+        file.attrs["versions"] = ", ".join(
+            f"{package} {importlib.metadata.version(package)}" for package in ("gymnasium", "mujoco", "numpy")
+        )
+        file.attrs["date"] = datetime.date.today().isoformat()
+    part = target.with_name(f"{target.name}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(memory.getbuffer())
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    _store(part, target, hashlib.sha256(memory.getbuffer()).hexdigest(), COLLECTED_SOURCE)
+
+
+# What stands in NAME.sha256 beside a stored file NAME: where it came from and a line for `sha256sum -c`.
+RECORD = re.compile(r"(# (?P<source>.*)\n)?(?P<sha256>[0-9a-f]{64}) [ *].*\n?")
+
+
+def _record_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _store(part: Path, target: Path, sha256: str, source: str) -> None:
+    """Give a finished file its name; its record first, so that it never stands without one."""
+    _record_path(target).write_text(f"# {source}\n{sha256}  {target.name}\n", encoding="utf-8")
+    os.replace(part, target)
+
+
+def say(message: str) -> None:
+    tqdm.write(message, file=sys.stderr)

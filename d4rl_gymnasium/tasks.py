@@ -1,0 +1,153 @@
+"""D4RL's tasks: the only place where an id, a URL, a horizon or a reference score stands.
+
+Sources: D4RL 1.1 (`d4rl/infos.py` and the registrations beside it; Fu et al. 2020, arXiv:2004.07219).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+HOST = "http://rail.eecs.berkeley.edu/datasets/offline_rl"  # D4RL's own; has been down for days at a time
+MIRROR = "https://huggingface.co/datasets/imone/D4RL/resolve/main"  # the same file names, all in its root
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of D4RL's tasks: an environment and the dataset that belongs to it."""
+
+    env_id: str
+    observation_dim: int
+    action_dim: int  # every task's actions lie in [-1, 1]
+    max_episode_steps: int
+    ref_min_score: float  # the return of a random policy: normalized score 0
+    ref_max_score: float  # the return of an expert: normalized score 1
+    dataset: str  # path of the dataset below HOST
+    entry_point: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    collected_rows: int | None = None  # rows of D4RL's file, for tasks whose data this package can collect itself
+
+    @property
+    def file_name(self) -> str:
+        """The name under which D4RL, its mirror and the cache directory keep the dataset."""
+        return self.dataset.rsplit("/", 1)[-1]
+
+    @property
+    def dataset_url(self) -> str:
+        return f"{HOST}/{self.dataset}"
+
+    @property
+    def mirror_url(self) -> str:
+        return f"{MIRROR}/{self.file_name}"
+
+    @property
+    def dataset_sha256(self) -> str | None:
+        """The sha256 of D4RL's released file, where it is known."""
+        return KNOWN_SHA256.get(self.file_name)
+
+
+KNOWN_SHA256 = {
+    "hopper_medium_replay-v2.hdf5": "e121c5f7c9857a307baa9edc6a2c3b48e85fedb9ac316ecddd0f48ca7ef4e39b",
+    "walker2d_medium_replay-v2.hdf5": "e75de96a4f77acf7d4e0d6fdf0d7ccb177c26c44bb4388e4fd99f543ccfa18db",
+}
+
+
+def _locomotion() -> Iterator[Task]:
+    for robot, class_name, observation_dim, action_dim, ref_min, ref_max in (
+        ("halfcheetah", "HalfCheetahEnv", 17, 6, -280.178953, 12135.0),
+        ("hopper", "HopperEnv", 11, 3, -20.272305, 3234.3),
+        ("walker2d", "Walker2dEnv", 17, 6, 1.629008, 4592.3),
+    ):
+        for quality in ("random", "medium", "expert", "medium-expert", "medium-replay", "full-replay"):
+            yield Task(
+                f"{robot}-{quality}-v2",
+                observation_dim,
+                action_dim,
+                1000,
+                ref_min,
+                ref_max,
+                f"gym_mujoco_v2/{robot}_{quality.replace('-', '_')}-v2.hdf5",
+                f"d4rl_gymnasium.locomotion:{class_name}",
+            )
+
+
+def _maze2d() -> Iterator[Task]:
+    for maze, horizon, ref_min, ref_max, rows in (
+        ("umaze", 300, 23.85, 161.86, 1_000_000),
+        ("medium", 600, 13.13, 277.39, 2_000_000),
+        ("large", 800, 6.7, 273.99, 4_000_000),
+    ):
+        yield Task(
+            f"maze2d-{maze}-v1",
+            4,
+            2,
+            horizon,
+            ref_min,
+            ref_max,
+            f"maze2d/maze2d-{maze}-sparse-v1.hdf5",
+            "d4rl_gymnasium.maze2d:Maze2dEnv",
+            {"maze": maze},
+            collected_rows=rows,
+        )
+
+
+def _antmaze() -> Iterator[Task]:
+    # D4RL's file names call medium "big" and large "hardest".
+    for name, maze, horizon, file_maze, multistart, multigoal in (
+        ("umaze", "umaze", 700, "u", False, False),
+        ("umaze-diverse", "umaze", 700, "u", True, True),
+        ("medium-play", "medium", 1000, "big", True, False),
+        ("medium-diverse", "medium", 1000, "big", True, True),
+        ("large-play", "large", 1000, "hardest", True, False),
+        ("large-diverse", "large", 1000, "hardest", True, True),
+    ):
+        yield Task(
+            f"antmaze-{name}-v2",
+            29,
+            8,
+            horizon,
+            0.0,
+            1.0,
+            f"ant_maze_v2/Ant_maze_{file_maze}-maze_noisy_multistart_{multistart}_multigoal_{multigoal}_sparse_fixed.hdf5",
+            "d4rl_gymnasium.antmaze:AntMazeEnv",
+            {"maze": maze},
+        )
+
+
+def _adroit() -> Iterator[Task]:
+    for task, observation_dim, action_dim, horizon, ref_min, ref_max in (
+        ("pen", 45, 24, 100, 96.262799, 3076.8331017826877),
+        ("door", 39, 28, 200, -56.512833, 2880.5693087298737),
+        ("hammer", 46, 26, 200, -274.856578, 12794.134825156867),
+        ("relocate", 39, 30, 200, -6.425911, 4233.877797728884),
+    ):
+        for demonstrator in ("human", "cloned", "expert"):
+            yield Task(
+                f"{task}-{demonstrator}-v1",
+                observation_dim,
+                action_dim,
+                horizon,
+                ref_min,
+                ref_max,
+                f"hand_dapg_v1/{task}-{demonstrator}-v1.hdf5",
+                "d4rl_gymnasium.adroit:AdroitEnv",
+                {"task": task},
+            )
+
+
+TASKS: dict[str, Task] = {
+    task.env_id: task for family in (_locomotion, _maze2d, _antmaze, _adroit) for task in family()
+}
+
+
+def get_normalized_score(env_id: str, episode_return: float | np.ndarray) -> float | np.ndarray:
+    """D4RL's normalized score as a fraction: 0 is the random policy, 1 the expert (papers print 100 times this).
+
+    `episode_return` is one undiscounted return or an array of them; the answer has its shape.
+    Raises ValueError for an id that D4RL has no reference scores for.
+    """
+    if env_id not in TASKS:
+        raise ValueError(f"{env_id} has no reference scores: it is not one of D4RL's tasks")
+    task = TASKS[env_id]
+    return (np.asarray(episode_return) - task.ref_min_score) / (task.ref_max_score - task.ref_min_score)

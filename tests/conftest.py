@@ -1,0 +1,48 @@
+"""What several test files share: the scripts as modules, a small random dataset, agents in float64."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+S, A, N = 5, 3, 500  # observation and action dimensions, transitions
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def load_script(name: str):
+    """The module of aspc_td3bc.py, baselines/td3bc.py, ..."""
+    return importlib.import_module(name.removesuffix(".py").replace("/", "."))
+
+
+def random_data(seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "observations": rng.normal(1.0, 2.0, (N, S)).astype(np.float32),
+        "actions": rng.uniform(-1, 1, (N, A)).astype(np.float32),
+        "next_observations": rng.normal(1.0, 2.0, (N, S)).astype(np.float32),
+        "rewards": rng.normal(0.5, 1.0, N).astype(np.float32),
+        "terminals": rng.random(N) < 0.05,
+    }
+
+
+def make_agent(script: str, **arguments):
+    module = load_script(script)
+    args = module.Args(**({"batch_size": 32, "total_steps": 1000} | arguments))
+    return module.Agent(args, random_data(), -np.ones(A, np.float32), np.ones(A, np.float32), "cpu")

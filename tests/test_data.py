@@ -1,0 +1,917 @@
+"""The data layer: every way in which a dataset can be found, fetched, damaged or foreign.
+
+A server on 127.0.0.1 stands for D4RL's host and its mirror; nothing leaves the machine.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import http.server
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import filelock
+import gymnasium
+import h5py
+import numpy as np
+import pytest
+
+import d4rl_gymnasium as d4rl
+from d4rl_gymnasium import __main__ as cli
+from d4rl_gymnasium import data, download, tasks
+
+REPOSITORY = Path(__file__).parents[1]
+HOPPER = d4rl.TASKS["hopper-medium-v2"]
+UMAZE = d4rl.TASKS["maze2d-umaze-v1"]
+
+
+# --- Data to test with -----------------------------------------------------------------------------------------------
+
+
+def rows(count=50, observation_dim=11, action_dim=3, seed=0, timeouts=True, end=0.1):
+    """Random rows in D4RL's raw layout, float32 and bool."""
+    rng = np.random.default_rng(seed)
+    raw = {
+        "observations": rng.standard_normal((count, observation_dim)).astype(np.float32),
+        "actions": rng.uniform(-1, 1, (count, action_dim)).astype(np.float32),
+        "rewards": rng.standard_normal(count).astype(np.float32),
+        "terminals": rng.random(count) < end,
+    }
+    if timeouts:
+        raw["timeouts"] = rng.random(count) < end
+    return raw
+
+
+def write(path, raw, attributes=None, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for key, array in raw.items():
+            file.create_dataset(key, data=array, **options)
+        file.attrs.update(attributes or {})
+    return path
+
+
+def env_like(env_id="hopper-medium-v2", horizon=None):
+    """An environment's spec and spaces, without its physics."""
+    env = cli.shape_of(env_id)
+    if horizon:
+        env.spec = dataclasses.replace(env.spec, max_episode_steps=horizon)
+    return env
+
+
+@pytest.fixture
+def hdf5_bytes(tmp_path):
+    """A valid file for hopper, as bytes: 2 MB that do not compress, two blocks of a download."""
+    return write(tmp_path / "made" / "hopper.hdf5", rows(34_000)).read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty cache directory; host and mirror that refuse connections."""
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(tasks, "HOST", "http://127.0.0.1:9/host")
+    monkeypatch.setattr(tasks, "MIRROR", "http://127.0.0.1:9/mirror")
+    return tmp_path / "cache"
+
+
+# --- Transitions -----------------------------------------------------------------------------------------------------
+
+
+def transitions_row_by_row(raw, horizon):
+    """D4RL's rule as one reads it, one row after the other."""
+    kept, step = [], 0
+    for i in range(len(raw["rewards"]) - 1):
+        final = raw["timeouts"][i] if "timeouts" in raw else step == horizon - 1
+        if final:
+            step = 0
+            continue
+        if raw["terminals"][i]:
+            step = 0
+        kept.append(i)
+        step += 1
+    kept = np.array(kept, dtype=int)
+    transitions = {key: raw[key][kept] for key in ("observations", "actions", "rewards", "terminals")}
+    transitions["next_observations"] = raw["observations"][kept + 1]
+    return transitions
+
+
+@pytest.mark.parametrize("timeouts", [True, False])
+@pytest.mark.parametrize("end", [0.0, 0.02, 0.2, 0.7])
+@pytest.mark.parametrize("horizon", [2, 3, 10])
+def test_transitions_equal_a_plain_loop(timeouts, end, horizon):
+    for seed in range(10):
+        raw = rows(300, seed=seed, timeouts=timeouts, end=end)
+        expected = transitions_row_by_row(raw, horizon)
+        given = d4rl.qlearning_dataset(env_like(horizon=horizon), raw)
+        assert set(given) == {"observations", "actions", "next_observations", "rewards", "terminals"}
+        for key, array in expected.items():
+            np.testing.assert_array_equal(given[key], array)
+            assert given[key].dtype == (bool if key == "terminals" else np.float32)
+
+
+def test_timeouts_rule_even_where_the_horizon_would_not():
+    raw = rows(10, end=0.0)
+    raw["timeouts"][[3, 9]] = True
+    transitions = d4rl.qlearning_dataset(env_like(horizon=2), raw)
+    np.testing.assert_array_equal(transitions["rewards"], np.delete(raw["rewards"], [3, 9]))
+
+
+def test_next_observations_of_the_file_are_not_used(tmp_path):
+    """As in D4RL, whose files hold them for some tasks and not for others."""
+    raw = rows(20, end=0.0)
+    path = write(tmp_path / "own.hdf5", raw | {"next_observations": np.full((20, 11), np.nan)})
+    env = env_like()
+    transitions = d4rl.qlearning_dataset(env, d4rl.find_dataset(env, path))
+    np.testing.assert_array_equal(transitions["next_observations"], raw["observations"][1:])
+
+
+@pytest.mark.parametrize("timeouts", [True, False])
+def test_a_million_rows_in_two_seconds(timeouts):
+    raw = rows(1_000_000, 17, 6, timeouts=timeouts, end=0.005)
+    start = time.perf_counter()
+    d4rl.qlearning_dataset(env_like("walker2d-medium-v2"), raw)
+    assert time.perf_counter() - start < 2.0
+
+
+def test_no_timeouts_and_no_horizon():
+    env = env_like()
+    env.spec = dataclasses.replace(env.spec, max_episode_steps=None)
+    with pytest.raises(d4rl.DatasetError, match="add a `timeouts` array"):
+        d4rl.qlearning_dataset(env, rows(timeouts=False))
+
+
+def test_one_row_is_no_transition():
+    with pytest.raises(d4rl.DatasetError, match="holds no transition"):
+        d4rl.qlearning_dataset(env_like(), rows(1))
+
+
+def test_arrays_given_directly_are_checked_too():
+    raw = rows()
+    del raw["rewards"]
+    with pytest.raises(d4rl.DatasetError, match="the dataset has no rewards"):
+        d4rl.qlearning_dataset(env_like(), raw)
+    with pytest.raises(d4rl.DatasetError, match="observations have 12 dimensions"):
+        d4rl.qlearning_dataset(env_like(), rows(observation_dim=12))
+
+
+def test_episode_returns():
+    raw = {
+        "rewards": np.arange(10, dtype=np.float32),
+        "terminals": np.isin(np.arange(10), [2]),
+        "timeouts": np.isin(np.arange(10), [5, 6]),
+    }
+    np.testing.assert_array_equal(data.episode_returns(raw, None), [0 + 1 + 2, 3 + 4 + 5, 6])
+
+
+# --- Reading ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change, options",
+    [
+        ({}, {}),
+        ({}, {"compression": "gzip", "chunks": True}),
+        ({}, {"compression": "lzf", "shuffle": True}),
+        ({"observations": np.float64, "rewards": np.float64, "terminals": np.float64}, {}),
+        ({"terminals": np.uint8, "timeouts": np.int64}, {}),
+        ({"actions": np.float16}, {}),
+        ({"rewards": np.int32}, {}),
+    ],
+)
+def test_other_types_and_storage(tmp_path, change, options):
+    raw = rows(end=0.3)
+    raw["rewards"], raw["actions"] = raw["rewards"].round(), raw["actions"].round(1).astype(np.float16)
+    path = write(tmp_path / "own.hdf5", raw | {key: raw[key].astype(dtype) for key, dtype in change.items()}, **options)
+    env = env_like()
+    read = d4rl.read_dataset(d4rl.find_dataset(env, path), env)
+    assert set(read) == set(raw)
+    for key, array in raw.items():
+        np.testing.assert_array_equal(read[key], array)
+        assert read[key].dtype == (bool if key in ("terminals", "timeouts") else np.float32)
+
+
+def test_columns_and_missing_timeouts(tmp_path):
+    raw = rows(timeouts=False)
+    path = write(tmp_path / "own.hdf5", raw | {key: raw[key][:, None] for key in ("rewards", "terminals")})
+    env = env_like()
+    read = d4rl.read_dataset(d4rl.find_dataset(env, path), env)
+    assert "timeouts" not in read
+    np.testing.assert_array_equal(read["rewards"], raw["rewards"])
+
+
+def changed(**changes):
+    """Rows with some arrays replaced, by what a function makes of them."""
+    raw = rows()
+    return raw | {key: change(raw[key]) for key, change in changes.items()}
+
+
+def with_value(value):
+    def change(array):
+        array = array.copy()
+        array[7] = value
+        return array
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "raw, message",
+    [
+        ({"episode_0": np.zeros(3)}, r"no observations, actions, rewards, terminals \(it holds episode_0\)"),
+        ({key: array for key, array in rows().items() if key != "rewards"}, "has no rewards"),
+        (rows(0), "is empty"),
+        (changed(rewards=lambda a: a[:-1]), "differ in their number of rows .*rewards 49"),
+        (changed(timeouts=lambda a: a[:-1]), "differ in their number of rows .*timeouts 49"),
+        (changed(observations=with_value(np.nan)), "observations holds 11 values that are NaN or infinite"),
+        (changed(rewards=with_value(-np.inf)), "rewards holds 1 values that are NaN or infinite"),
+        (changed(terminals=lambda a: with_value(np.nan)(a.astype(float))), "terminals holds 1 values"),
+        (changed(observations=lambda a: with_value(1e39)(a.astype(float))), "NaN or infinite"),  # too much for float32
+        (changed(rewards=lambda a: a.astype("S5")), "rewards holds .*, not numbers"),
+        (changed(observations=lambda a: a[:, :, None]), r"observations has shape \(50, 11, 1\)"),
+        (changed(actions=lambda a: a[:, 0]), r"actions has shape \(50,\)"),
+        (rows(observation_dim=17, action_dim=6), "not data for hopper-medium-v2: its observations have 17 dimensions"),
+        (rows(action_dim=4), "actions have 4 dimensions, those of hopper-medium-v2 have 3"),
+        (changed(actions=lambda a: 3 * a), "actions reach from -[23].* but hopper-medium-v2 takes -1 to 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, raw, message):
+    path = write(tmp_path / "own.hdf5", raw)
+    env = env_like()
+    with pytest.raises(d4rl.DatasetError, match=message):
+        d4rl.read_dataset(d4rl.find_dataset(env, path), env)
+
+
+def test_rounding_beyond_the_bounds_is_accepted():
+    raw = changed(actions=with_value(1.00001))
+    assert len(d4rl.qlearning_dataset(env_like(), raw)["actions"])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
+def test_a_file_cut_short(tmp_path, hdf5_bytes, share):
+    path = tmp_path / "own.hdf5"
+    path.write_bytes(hdf5_bytes[: int(share * len(hdf5_bytes))])
+    what = "was cut short" if share else "is not an HDF5 file"
+    with pytest.raises(d4rl.DatasetError, match=what):
+        d4rl.find_dataset(env_like(), path)
+
+
+def test_damaged_bytes_within_a_compressed_file(tmp_path):
+    path = write(tmp_path / "own.hdf5", rows(20_000), compression="gzip")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 1000] = bytes(1000)
+    path.write_bytes(content)
+    env = env_like()
+    with pytest.raises(d4rl.DatasetError, match="damaged"):
+        d4rl.read_dataset(d4rl.find_dataset(env, path), env)
+
+
+def test_a_file_of_another_kind(tmp_path):
+    path = tmp_path / "own.hdf5"
+    path.write_text("<html>Sign in to this network</html>")
+    with pytest.raises(d4rl.DatasetError, match="is not an HDF5 file"):
+        d4rl.find_dataset(env_like(), path)
+    with pytest.raises(d4rl.DatasetError, match="is a folder: give a file"):
+        d4rl.find_dataset(env_like(), tmp_path)
+    with pytest.raises(d4rl.DatasetError, match="is not there"):
+        d4rl.find_dataset(env_like(), tmp_path / "none.hdf5")
+
+
+def test_data_of_another_robot_with_the_same_dimensions(tmp_path):
+    path = write(tmp_path / "walker2d_medium-v2.hdf5", rows(observation_dim=17, action_dim=6))
+    with pytest.raises(d4rl.DatasetError, match="is data for walker2d-medium-v2, another environment"):
+        d4rl.find_dataset(env_like("halfcheetah-medium-v2"), path)
+    assert d4rl.find_dataset(env_like("walker2d-expert-v2"), path)  # the same robot: another quality is a fair wish
+
+
+def test_a_path_with_a_tilde_and_spaces(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(tmp_path / "my data" / "a b.hdf5", rows(), {"source": "a\nrobot of mine"})
+    dataset = d4rl.find_dataset(env_like(), "~/my data/a b.hdf5")
+    assert dataset.path == path
+    assert dataset.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert dataset.source == "given: a b.hdf5 (a robot of mine)"
+
+
+def test_own_data_for_any_environment(tmp_path):
+    env = gymnasium.make("Pendulum-v1")
+    raw = rows(30, 3, 1, timeouts=False, end=0.0)
+    raw["actions"] *= 2  # Pendulum takes -2 to 2
+    path = write(tmp_path / "pendulum.hdf5", raw)
+    transitions = d4rl.qlearning_dataset(env, d4rl.find_dataset(env, path))
+    assert transitions["observations"].shape == (29, 3)
+    with pytest.raises(d4rl.DatasetError, match="give its data with --dataset-path"):
+        d4rl.find_dataset(env)
+
+
+def test_environments_of_another_kind():
+    with pytest.raises(d4rl.DatasetError, match="actions of Discrete"):
+        d4rl.find_dataset(gymnasium.make("CartPole-v1"), "any.hdf5")
+    env = env_like()
+    env.observation_space = gymnasium.spaces.Dict(position=env.observation_space)
+    with pytest.raises(d4rl.DatasetError, match="only a flat Box"):
+        d4rl.find_dataset(env, "any.hdf5")
+
+
+# --- The cache directory ---------------------------------------------------------------------------------------------
+
+
+def test_d4rls_cache_is_shared(cache):
+    path = write(cache / HOPPER.file_name, rows())
+    dataset = d4rl.find_dataset(env_like())
+    assert dataset == d4rl.DatasetFile(
+        path, hashlib.sha256(path.read_bytes()).hexdigest(), "D4RL (found in its cache directory)"
+    )
+
+
+def test_a_stand_in_names_itself(cache):
+    write(cache / HOPPER.file_name, rows(), {"source": "stand-in: policies of mine"})
+    assert d4rl.find_dataset(env_like()).source == "stand-in: policies of mine"
+
+
+def test_the_cache_directory_by_default(monkeypatch, tmp_path):
+    monkeypatch.delenv("D4RL_DATASET_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(tmp_path / ".d4rl" / "datasets" / HOPPER.file_name, rows())
+    assert d4rl.find_dataset(env_like()).path == path
+
+
+def test_bytes_that_changed_since_they_were_recorded(cache):
+    path = write(cache / HOPPER.file_name, rows())
+    record = path.with_name(path.name + ".sha256")
+    record.write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")  # as sha256sum writes it
+    assert d4rl.find_dataset(env_like()).source.startswith("D4RL")
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1  # one bit of a reward or a flag: HDF5 itself would not notice
+    path.write_bytes(content)
+    for dataset_path in (None, path):
+        with pytest.raises(d4rl.DatasetError, match="has changed since it was stored .*sha256 beside it"):
+            d4rl.find_dataset(env_like(), dataset_path)
+    record.write_text("nonsense")
+    with pytest.raises(d4rl.DatasetError, match="has changed since it was stored"):
+        d4rl.find_dataset(env_like())
+
+
+def test_a_file_that_is_not_the_released_one(cache):
+    task = d4rl.TASKS["hopper-medium-replay-v2"]
+    write(cache / task.file_name, rows())
+    with pytest.raises(d4rl.DatasetError, match="not the file that D4RL released"):
+        d4rl.find_dataset(env_like(task.env_id))
+    write(cache / task.file_name, rows(), {"source": "stand-in"})  # that one makes no such claim
+    assert d4rl.find_dataset(env_like(task.env_id)).source == "stand-in"
+
+
+# --- Download --------------------------------------------------------------------------------------------------------
+
+
+class Host:
+    """Serves `files` (path -> bytes), with Range; can lose connections, hold back, and answer whole files only."""
+
+    def __init__(self):
+        host = self
+        self.files, self.requests = {}, []
+        self.ranges = True
+        self.lose_after = []  # bytes after which the next connections are lost, one entry each
+        self.hold_after = None  # bytes after which an answer waits for `go_on`
+        self.holding, self.go_on = threading.Event(), threading.Event()
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                host.answer(self)
+
+            def log_message(self, *args):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.server.block_on_close = False
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def answer(self, request):
+        wanted = request.headers.get("Range")
+        self.requests.append((request.path, wanted))
+        content = self.files.get(request.path)
+        start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and self.ranges else 0
+        if content is None:
+            return request.send_error(404)
+        if wanted and start >= len(content):
+            request.send_response(416)
+            request.send_header("Content-Range", f"bytes */{len(content)}")
+            return request.end_headers()
+        request.send_response(206 if wanted and self.ranges else 200)
+        request.send_header("Content-Length", str(len(content) - start))
+        request.end_headers()
+        end = start + self.lose_after.pop(0) if self.lose_after else len(content)
+        with contextlib.suppress(OSError):  # the other side may be killed
+            if self.hold_after is not None:
+                request.wfile.write(content[start : self.hold_after])
+                request.wfile.flush()
+                self.holding.set()
+                self.go_on.wait(30)
+                start = max(start, self.hold_after)
+            request.wfile.write(content[start:end])
+
+
+@pytest.fixture
+def host(monkeypatch):
+    host = Host()
+    monkeypatch.setattr(tasks, "HOST", f"{host.url}/host")
+    monkeypatch.setattr(tasks, "MIRROR", f"{host.url}/mirror")
+    yield host
+    host.go_on.set()
+    host.server.shutdown()
+    host.server.server_close()
+
+
+ON_HOST, ON_MIRROR = f"/host/{HOPPER.dataset}", f"/mirror/{HOPPER.file_name}"
+
+
+def part_path(cache, host, task=HOPPER):
+    cache.mkdir(exist_ok=True)
+    return cache / f"{task.file_name}.127.0.0.1_{host.server.server_port}.part"
+
+
+def leftovers(cache):
+    """What stands in the cache directory besides locks."""
+    return sorted(path.name for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock")
+
+
+def test_download(cache, host, hdf5_bytes):
+    host.files[ON_HOST] = hdf5_bytes
+    dataset = d4rl.find_dataset(env_like())
+    assert dataset.path == cache / HOPPER.file_name
+    assert dataset.path.read_bytes() == hdf5_bytes
+    assert dataset.sha256 == hashlib.sha256(hdf5_bytes).hexdigest()
+    assert dataset.source == f"D4RL (downloaded from {host.url}{ON_HOST})"
+    assert leftovers(cache) == [HOPPER.file_name, HOPPER.file_name + ".sha256"]
+    assert d4rl.find_dataset(env_like()) == dataset
+    assert host.requests == [(ON_HOST, None)]
+    assert len(d4rl.qlearning_dataset(env_like())["rewards"])
+
+
+def test_the_mirror_where_the_host_has_nothing(cache, host, hdf5_bytes):
+    host.files[ON_MIRROR] = hdf5_bytes
+    assert d4rl.find_dataset(env_like()).source == f"D4RL (downloaded from {host.url}{ON_MIRROR})"
+
+
+def test_no_host_at_all(cache):
+    with pytest.raises(d4rl.DatasetError, match="no data on this machine and the download failed") as error:
+        d4rl.find_dataset(env_like())
+    for advice in (HOPPER.dataset_url, HOPPER.mirror_url, str(cache), "--dataset-path FILE"):
+        assert advice in str(error.value)
+    assert leftovers(cache) == []
+
+
+def test_a_silent_host_is_given_up_within_ten_seconds(monkeypatch):
+    assert 2 * download.CONNECT_TIMEOUT <= 10  # host and mirror
+    monkeypatch.setattr(download, "CONNECT_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never says a word
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(tasks, "HOST", url)
+        monkeypatch.setattr(tasks, "MIRROR", url)
+        start = time.perf_counter()
+        with pytest.raises(d4rl.DatasetError, match="no answer in 0.2 seconds"):
+            d4rl.find_dataset(env_like())
+        assert time.perf_counter() - start < 2
+
+
+def test_a_lost_connection_goes_on_where_it_stopped(cache, host, hdf5_bytes):
+    host.files[ON_HOST] = hdf5_bytes
+    host.lose_after = [1_500_000, 10]
+    assert d4rl.find_dataset(env_like()).path.read_bytes() == hdf5_bytes
+    assert host.requests == [(ON_HOST, None), (ON_HOST, "bytes=1500000-"), (ON_HOST, "bytes=1500010-")]
+
+
+def test_a_connection_lost_too_often(cache, host, hdf5_bytes):
+    host.files[ON_HOST] = hdf5_bytes
+    host.lose_after = [100_000] * download.ATTEMPTS
+    with pytest.raises(d4rl.DatasetError, match="lost 5 times"):
+        d4rl.find_dataset(env_like())
+    assert leftovers(cache) == [part_path(cache, host).name]
+    assert d4rl.find_dataset(env_like()).path.read_bytes() == hdf5_bytes
+    assert host.requests[-1] == (ON_HOST, "bytes=500000-")
+
+
+def test_what_an_earlier_run_left(cache, host, hdf5_bytes):
+    host.files[ON_HOST] = hdf5_bytes
+    for left in (hdf5_bytes, hdf5_bytes[:1000], b"", hdf5_bytes + b"more", b"of another version" * 1000):
+        part_path(cache, host).write_bytes(left)
+        assert d4rl.find_dataset(env_like()).path.read_bytes() == hdf5_bytes
+        assert not part_path(cache, host).exists()
+        (cache / HOPPER.file_name).unlink()
+
+
+def test_a_host_that_knows_no_range(cache, host, hdf5_bytes):
+    host.files[ON_HOST], host.ranges = hdf5_bytes, False
+    part_path(cache, host).write_bytes(hdf5_bytes[:1000])
+    assert d4rl.find_dataset(env_like()).path.read_bytes() == hdf5_bytes
+
+
+def test_a_download_that_is_not_the_dataset(cache, host, hdf5_bytes, tmp_path):
+    other = write(tmp_path / "other.hdf5", rows(observation_dim=17, action_dim=6)).read_bytes()
+    for content in (b"<html>Sign in to this network</html>", hdf5_bytes[:-100], other):
+        host.files[ON_HOST] = host.files[ON_MIRROR] = content
+        with pytest.raises(d4rl.DatasetError, match="what it sent is not this dataset"):
+            d4rl.find_dataset(env_like())
+        assert leftovers(cache) == []
+
+
+def test_a_download_with_another_sha256_than_the_release(cache, host, hdf5_bytes, monkeypatch):
+    task = d4rl.TASKS["hopper-medium-replay-v2"]
+    host.files[f"/host/{task.dataset}"] = hdf5_bytes
+    with pytest.raises(d4rl.DatasetError, match="what it sent is not this dataset"):
+        d4rl.find_dataset(env_like(task.env_id))
+    monkeypatch.setitem(tasks.KNOWN_SHA256, task.file_name, hashlib.sha256(hdf5_bytes).hexdigest())
+    assert d4rl.find_dataset(env_like(task.env_id)).source.startswith("D4RL (downloaded")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
+def test_a_full_disk_during_a_download(cache, host, hdf5_bytes):
+    host.files[ON_HOST] = host.files[ON_MIRROR] = hdf5_bytes
+    part_path(cache, host).symlink_to("/dev/full")
+    with pytest.raises(d4rl.DatasetError, match="the disk is full: make room, or set D4RL_DATASET_DIR"):
+        d4rl.find_dataset(env_like())
+    assert leftovers(cache) == [] and not part_path(cache, host).is_symlink()
+    assert d4rl.find_dataset(env_like()).path.read_bytes() == hdf5_bytes
+
+
+@contextlib.contextmanager
+def read_only(folder):
+    """Within it nothing can be written to `folder`, not even by root (who becomes nobody for so long)."""
+    folder.chmod(0o555)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+
+
+def test_a_read_only_cache_directory(host, hdf5_bytes, monkeypatch):
+    host.files[ON_HOST] = hdf5_bytes
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to nobody
+        cache = Path(name)
+        monkeypatch.setenv("D4RL_DATASET_DIR", name)
+        write(cache / UMAZE.file_name, rows(20, 4, 2))
+        with read_only(cache):
+            assert d4rl.find_dataset(env_like(UMAZE.env_id))  # what is there can be used
+            with pytest.raises(d4rl.DatasetError, match="Permission denied: set D4RL_DATASET_DIR to a folder that you"):
+                d4rl.find_dataset(env_like())
+    assert host.requests == []
+
+
+def test_a_cache_directory_that_is_a_file(cache):
+    cache.write_text("")
+    with pytest.raises(d4rl.DatasetError, match="set D4RL_DATASET_DIR"):
+        d4rl.find_dataset(env_like())
+
+
+# --- Several processes -----------------------------------------------------------------------------------------------
+
+FETCH = """
+import dataclasses, sys
+from d4rl_gymnasium import data, tasks
+tasks.HOST, tasks.MIRROR = sys.argv[1] + "/host", sys.argv[1] + "/mirror"
+task = tasks.TASKS[sys.argv[2]]
+if len(sys.argv) > 3:
+    task = dataclasses.replace(task, collected_rows=int(sys.argv[3]))
+print(data.fetch(task).sha256)
+"""
+
+
+def start_fetch(url, env_id, *collected_rows):
+    return subprocess.Popen(
+        [sys.executable, "-c", FETCH, url, env_id, *map(str, collected_rows)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def read_until(stream, text):
+    """Lines of a process's output up to the one that contains `text`."""
+    lines = []
+    for line in stream:
+        lines.append(line)
+        if text in line:
+            return lines
+    raise AssertionError(f"{text!r} is not in {lines}")
+
+
+def test_two_processes_want_one_file(cache, host, hdf5_bytes):
+    host.files[ON_HOST], host.hold_after = hdf5_bytes, 1000
+    first = start_fetch(host.url, HOPPER.env_id)
+    assert host.holding.wait(20)
+    second = start_fetch(host.url, HOPPER.env_id)
+    read_until(second.stderr, "Another process is getting")
+    host.go_on.set()
+    sha256 = hashlib.sha256(hdf5_bytes).hexdigest()
+    assert [process.communicate(timeout=20)[0].strip() for process in (first, second)] == [sha256] * 2
+    assert host.requests == [(ON_HOST, None)]
+
+
+def test_a_download_that_is_killed_is_taken_over(cache, host, hdf5_bytes):
+    """Its lock goes with the process; the one that waits goes on from the bytes that had arrived."""
+    host.files[ON_HOST], host.hold_after = hdf5_bytes, 1_500_000
+    first = start_fetch(host.url, HOPPER.env_id)
+    assert host.holding.wait(20)
+    second = start_fetch(host.url, HOPPER.env_id)
+    read_until(second.stderr, "Another process is getting")
+    wait_for(lambda: part_path(cache, host).exists() and part_path(cache, host).stat().st_size)
+    assert not (cache / HOPPER.file_name).exists()
+    host.hold_after = None
+    first.kill()
+    first.communicate()
+    assert second.communicate(timeout=20)[0].strip() == hashlib.sha256(hdf5_bytes).hexdigest()
+    assert [path for path, _ in host.requests] == [ON_HOST] * 2
+    assert int(host.requests[1][1].removeprefix("bytes=").removesuffix("-")) >= 1 << 20
+
+
+def wait_for(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_process_waits_while_another_collects(cache):
+    path = data.collected_path(UMAZE)
+    path.parent.mkdir(parents=True)
+    with filelock.FileLock(path.with_name(f".{path.name}.lock")):
+        process = start_fetch("http://127.0.0.1:9", UMAZE.env_id)
+        read_until(process.stderr, "Another process is getting")
+        write(path, rows(20, 4, 2), {"source": "by the other process"})
+    assert process.communicate(timeout=20)[0].strip() == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_collection_that_is_killed_starts_clean(cache, monkeypatch):
+    process = start_fetch("http://127.0.0.1:9", UMAZE.env_id, 3_000_000)
+    read_until(process.stderr, "Collecting 3,000,000 rows")
+    time.sleep(0.5)
+    process.kill()
+    process.communicate()
+    assert leftovers(cache) == []
+    part = data.collected_path(UMAZE).with_name(UMAZE.env_id + ".hdf5.part")
+    part.write_bytes(b"half a file")  # had it been killed a little later
+    monkeypatch.setitem(tasks.TASKS, UMAZE.env_id, dataclasses.replace(UMAZE, collected_rows=2000))
+    assert len(d4rl.qlearning_dataset(env_like(UMAZE.env_id))["rewards"])
+    assert leftovers(cache) == [f"{UMAZE.env_id}.hdf5", f"{UMAZE.env_id}.hdf5.sha256"]
+
+
+# --- Collection ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_umaze(monkeypatch):
+    monkeypatch.setitem(tasks.TASKS, UMAZE.env_id, dataclasses.replace(UMAZE, collected_rows=2000))
+
+
+def test_maze2d_is_collected(cache, host, small_umaze):
+    env = gymnasium.make(UMAZE.env_id)
+    dataset = d4rl.find_dataset(env)
+    assert host.requests == []  # no network is needed, and none is asked
+    assert dataset.path == cache / "collected" / "maze2d-umaze-v1.hdf5"
+    assert not (cache / UMAZE.file_name).exists()
+    assert dataset.source == "collected by d4rl_gymnasium's waypoint controller (stand-in for D4RL's file)"
+    with h5py.File(dataset.path) as file:
+        assert file.attrs["source"] == dataset.source
+        assert "maze2d.collect" in file.attrs["generator"] and "2000" in file.attrs["generator"]
+        assert "mujoco 3" in file.attrs["versions"]
+        assert file.attrs["seed"] == 0
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", file.attrs["date"])
+    assert len(d4rl.read_dataset(dataset, env)["rewards"]) == 2000
+    assert d4rl.find_dataset(env) == dataset
+
+
+def test_d4rls_own_maze2d_file_comes_first(cache, host, small_umaze, tmp_path):
+    content = write(tmp_path / "original.hdf5", rows(20, 4, 2)).read_bytes()
+    host.files[f"/host/{UMAZE.dataset}"] = content
+    assert d4rl.find_dataset(env_like(UMAZE.env_id)).source.startswith("collected")
+    assert data.fetch(UMAZE, original=True).path == cache / UMAZE.file_name
+    assert d4rl.find_dataset(env_like(UMAZE.env_id)).source.startswith("D4RL (downloaded")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
+def test_a_full_disk_during_a_collection(cache, small_umaze):
+    path = data.collected_path(UMAZE)
+    path.parent.mkdir(parents=True)
+    path.with_name(path.name + ".part").symlink_to("/dev/full")
+    with pytest.raises(d4rl.DatasetError, match="the disk is full"):
+        d4rl.find_dataset(env_like(UMAZE.env_id))
+    assert leftovers(cache) == [] and not path.with_name(path.name + ".part").is_symlink()
+
+
+# --- Minari ----------------------------------------------------------------------------------------------------------
+
+
+def minari_dataset(name, observations, actions=None):
+    """Two episodes: three steps and a termination; two steps and a truncation. One observation more than steps."""
+    import minari
+    from minari.data_collector import EpisodeBuffer
+
+    episodes, start = [], 0
+    for steps, terminated in ((3, True), (2, False)):
+        last = np.arange(steps) == steps - 1
+        episodes.append(
+            EpisodeBuffer(
+                observations=observations(start, steps + 1),
+                actions=np.full((steps, 1), 0.5, np.float32),
+                rewards=np.arange(start, start + steps, dtype=float),
+                terminations=last & terminated,
+                truncations=last & (not terminated),
+            )
+        )
+        start += 10
+    box = gymnasium.spaces.Box(-np.inf, np.inf, (3,))
+    space = gymnasium.spaces.Dict(state=box) if isinstance(episodes[0].observations, dict) else box
+    minari.create_dataset_from_buffers(
+        dataset_id=name,
+        buffer=episodes,
+        observation_space=space,
+        action_space=gymnasium.spaces.Box(-2.0, 2.0, (1,)),
+        algorithm_name="none",
+        author="test",
+        author_email="test@example.com",
+        code_permalink="none",
+        description="a test",
+    )
+
+
+def state(start, count):
+    return np.repeat(np.arange(start, start + count, dtype=np.float32)[:, None], 3, axis=1)
+
+
+@pytest.fixture
+def minari_home(tmp_path, monkeypatch):
+    pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+
+
+def test_minari(minari_home):
+    minari_dataset("test/pendulum-v0", state)
+    env = gymnasium.make("Pendulum-v1")
+    dataset = d4rl.find_dataset(env, "minari:test/pendulum-v0")
+    assert dataset.source == "Minari: test/pendulum-v0"
+    assert re.fullmatch("[0-9a-f]{64}", dataset.sha256)
+
+    transitions = d4rl.qlearning_dataset(env, dataset)
+    np.testing.assert_array_equal(transitions["observations"][:, 0], [0, 1, 2, 10, 11])
+    np.testing.assert_array_equal(transitions["next_observations"][:, 0], [1, 2, 3, 11, 12])  # 3 and 12: the last ones
+    np.testing.assert_array_equal(transitions["rewards"], [0, 1, 2, 10, 11])
+    np.testing.assert_array_equal(transitions["terminals"], [False, False, True, False, False])
+    assert {array.dtype.name for array in transitions.values()} == {"float32", "bool"}
+    raw = d4rl.read_dataset(dataset, env)
+    np.testing.assert_array_equal(raw["timeouts"], [False, False, False, False, True])
+
+    with pytest.raises(d4rl.DatasetError, match="not data for hopper-medium-v2"):
+        d4rl.qlearning_dataset(env_like(), dataset)
+
+
+def test_minari_with_observations_of_several_parts(minari_home):
+    minari_dataset("test/dict-v0", lambda start, count: {"state": state(start, count)})
+    env = gymnasium.make("Pendulum-v1")
+    with pytest.raises(d4rl.DatasetError, match="observations of several parts"):
+        d4rl.qlearning_dataset(env, d4rl.find_dataset(env, "minari:test/dict-v0"))
+
+
+@pytest.mark.parametrize("name", ["test/none-v0", "not a name!"])
+def test_minari_without_such_a_dataset(minari_home, name):
+    with pytest.raises(d4rl.DatasetError, match="is not a Minari dataset on this machine: `minari list local`"):
+        d4rl.find_dataset(gymnasium.make("Pendulum-v1"), f"minari:{name}")
+
+
+def test_minari_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "minari", None)
+    with pytest.raises(d4rl.DatasetError, match=r'pip install "minari\[hdf5\]"'):
+        d4rl.find_dataset(gymnasium.make("Pendulum-v1"), "minari:test/pendulum-v0")
+
+
+# --- Command line ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs `python -m d4rl_gymnasium ARGUMENTS` in this process; gives exit code, output, errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["d4rl_gymnasium", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+        output, errors = capsys.readouterr()
+        if isinstance(code, str):  # Python prints it and exits with 1
+            code, errors = 1, errors + code
+        assert "Traceback" not in errors
+        return code, output, errors
+
+    return run
+
+
+def test_list(command, cache, host):
+    write(cache / HOPPER.file_name, rows())
+    write(data.collected_path(UMAZE), rows(20, 4, 2))
+    part_path(cache, host, d4rl.TASKS["pen-human-v1"]).write_bytes(bytes(3_000_000))
+    code, output, _ = command("list")
+    assert code == 0
+    lines = {line.split()[0]: line for line in output.splitlines()}
+    assert len(lines) == 41 and set(d4rl.TASKS) < set(lines)  # with the heading and the summary
+    assert "D4RL's file" in lines["hopper-medium-v2"]
+    assert "collected, 0.0 MB" in lines["maze2d-umaze-v1"]
+    assert "part of a download, 3.0 MB" in lines["pen-human-v1"]
+    assert lines["walker2d-random-v2"].endswith("none")
+
+
+def test_info(command, cache):
+    code, output, _ = command("info", "hopper-medium-v2")
+    assert code == 0 and "fetch hopper-medium-v2" in output and "3234.30" in output
+    raw = rows(100, end=0.0)
+    raw["rewards"][:], raw["timeouts"][[49, 99]] = np.repeat([1, 3], 50), True
+    write(cache / HOPPER.file_name, raw, {"source": "stand-in", "seed": 5})
+    code, output, _ = command("info", "hopper-medium-v2")
+    text = " ".join(output.split())
+    assert code == 0
+    for fact in ("source stand-in", "seed 5", "rows 100", "episodes 2", "mean 100.00, std 50.00, min 50.00"):
+        assert fact in text
+    code, output, _ = command("info", "walker2d-medium-v2", "--dataset-path", cache / HOPPER.file_name)
+    assert code == 1
+
+
+def test_info_of_another_environment(command, tmp_path):
+    path = write(tmp_path / "pendulum.hdf5", rows(400, 3, 1, timeouts=False, end=0.0))
+    code, output, _ = command("info", "Pendulum-v1", "--dataset-path", path)
+    assert code == 0 and "rows               400" in output and "horizon            200 steps" in output
+    assert command("info", "Nothing-v7")[0] == 1
+
+
+def test_fetch_several(command, cache, host, hdf5_bytes, small_umaze):
+    other = d4rl.TASKS["hopper-expert-v2"]
+    host.files |= {ON_HOST: hdf5_bytes, f"/mirror/{other.file_name}": hdf5_bytes}
+    code, _, errors = command("fetch", HOPPER.env_id, other.env_id, UMAZE.env_id, HOPPER.env_id)
+    assert code == 0, errors
+    for task in (HOPPER, other, UMAZE):
+        assert data.find_local(task)
+    code, _, errors = command("fetch", HOPPER.env_id, "hopper-random-v2")
+    assert code == 1 and "hopper-random-v2 has no data on this machine" in errors
+    code, _, errors = command("fetch", "hopper-medum-v2")
+    assert code == 1 and "Did you mean hopper-medium-v2?" in errors
+
+
+def test_fetch_the_original(command, cache, host, tmp_path):
+    host.files[f"/host/{UMAZE.dataset}"] = write(tmp_path / "original.hdf5", rows(20, 4, 2)).read_bytes()
+    assert command("fetch", "--original", UMAZE.env_id)[0] == 0
+    assert (cache / UMAZE.file_name).exists() and not data.collected_path(UMAZE).exists()
+
+
+def test_check(command, tmp_path):
+    path = write(tmp_path / "own.hdf5", rows())
+    code, output, _ = command("check", path)
+    assert code == 0 and "--env-id ID" in output
+    assert command("check", path, "--env-id", "hopper-medium-v2")[:1] == (0,)
+    code, _, errors = command("check", path, "--env-id", "pen-human-v1")
+    assert code == 1 and "not data for pen-human-v1" in errors
+    path = write(tmp_path / HOPPER.file_name, rows(observation_dim=12))  # known by its name
+    assert "not data for hopper-medium-v2" in command("check", path)[2]
+    path.write_bytes(path.read_bytes()[:-50])
+    assert "cut short" in command("check", path)[2]
+
+
+def test_check_knows_the_release(command, tmp_path):
+    path = write(tmp_path / "hopper_medium_replay-v2.hdf5", rows())
+    assert "ANOTHER file" in command("check", path)[1]
+
+
+def test_help(command):
+    for arguments in ([], ["list"], ["info"], ["fetch"], ["check"]):
+        code, output, _ = command(*arguments, "--help")
+        assert code == 0 and "usage: python -m d4rl_gymnasium" in output
+    assert command()[0] == 2
+
+
+def test_ctrl_c(cache):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "d4rl_gymnasium", "fetch", UMAZE.env_id],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    read_until(process.stderr, "Collecting")
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=20)[1]
+    assert process.returncode == 130
+    assert "Stopped." in errors and "Traceback" not in errors
+    assert leftovers(cache) == []

@@ -1,0 +1,130 @@
+"""One update of each script against an independent restatement of the released code, written with ordinary modules,
+autograd and a hand-written Adam: one seed, no vmap, no torch.func, no torchopt."""
+
+import math
+
+import pytest
+import torch
+from conftest import make_agent
+from torch.nn import functional as F
+
+STEPS = 60
+
+
+class PlainAdam:
+    """Adam (Kingma & Ba) on a list of tensors; `propose` returns the new values with the gradients' graph intact."""
+
+    def __init__(self, parameters):
+        self.m = [torch.zeros_like(p) for p in parameters]
+        self.v = [torch.zeros_like(p) for p in parameters]
+        self.t = 0
+
+    def propose(self, parameters, gradients, lr):
+        self.t += 1
+        new = []
+        for i, (p, g) in enumerate(zip(parameters, gradients, strict=True)):
+            m = 0.9 * self.m[i] + 0.1 * g
+            v = 0.999 * self.v[i] + 0.001 * g**2
+            m_hat, v_hat = m / (1 - 0.9**self.t), v / (1 - 0.999**self.t)
+            alive = v_hat > 0  # √ has no derivative at 0
+            root = torch.where(alive, torch.where(alive, v_hat, torch.ones_like(v_hat)).sqrt(), torch.zeros_like(v_hat))
+            new.append(p - lr * m_hat / (root + 1e-8))
+            self.m[i], self.v[i] = m.detach(), v.detach()
+        return new
+
+
+class Restatement:
+    """SPEC of the released update: actor S-256-256-A; critics with (Linear, ReLU, LayerNorm) x 3 and Linear."""
+
+    def __init__(self, agent, robust=True):
+        pick = lambda params, *index: [p[index].clone() for p in params.values()]  # noqa: E731
+        self.actor, self.target_actor = pick(agent.actor, 0), pick(agent.target_actor, 0)
+        self.q = [pick(agent.critics, 0, j) for j in range(2)]
+        self.target_q = [pick(agent.target_critics, 0, j) for j in range(2)]
+        self.adam_actor, self.adam_q = PlainAdam(self.actor), [PlainAdam(q) for q in self.q]
+        self.mean, self.std, self.robust = agent.actor_net.mean, agent.actor_net.std, robust
+        self.rho = torch.tensor(math.log(math.exp(2.5) - 1), requires_grad=True)
+        self.rho_adam = torch.optim.Adam([self.rho], lr=2e-3)
+        total = agent.args.total_steps // agent.period_steps
+        self.rho_schedule = torch.optim.lr_scheduler.ExponentialLR(self.rho_adam, 0.01 ** (1 / total))
+        self.ema = self.previous_ema = torch.tensor(0.0)
+        self.iteration = 0
+
+    def pi(self, p, s):
+        x = F.relu(F.linear((s - self.mean) / self.std, p[0], p[1]))
+        return torch.tanh(F.linear(F.relu(F.linear(x, p[2], p[3])), p[4], p[5]))
+
+    def value(self, p, s, a):
+        x = torch.cat([(s - self.mean) / self.std, a], 1)
+        width = 4 if self.robust else 2
+        for i in range(0, len(p) - 2, width):
+            x = F.relu(F.linear(x, p[i], p[i + 1]))
+            if self.robust:
+                x = F.layer_norm(x, (256,), p[i + 2], p[i + 3])
+        return F.linear(x, p[-2], p[-1])[:, 0]
+
+    def train(self, s, a, next_s, r, d, noise, adaptive, alpha=None):
+        self.iteration += 1
+        with torch.no_grad():
+            next_a = (self.pi(self.target_actor, next_s) + (noise * 0.2).clamp(-0.5, 0.5)).clamp(-1, 1)
+            target = r + 0.99 * (1 - d) * torch.min(*(self.value(p, next_s, next_a) for p in self.target_q))
+        for j in range(2):
+            p = [x.requires_grad_() for x in self.q[j]]
+            gradients = torch.autograd.grad(F.mse_loss(self.value(p, s, a), target), p)
+            self.q[j] = [x.detach() for x in self.adam_q[j].propose(p, gradients, 3e-4)]
+        if self.iteration % 2:
+            return
+        alpha = F.softplus(self.rho) if adaptive else alpha
+        p = [x.requires_grad_() for x in self.actor]
+        pi = self.pi(p, s)
+        q = self.value(self.q[0], s, pi)
+        loss = -(alpha / q.abs().mean().detach()) * q.mean() + F.mse_loss(pi, a)
+        gradients = torch.autograd.grad(loss, p, create_graph=adaptive)
+        new = self.adam_actor.propose(p, gradients, 3e-4)
+        if adaptive and self.iteration % 20 == 0:
+            new_pi = self.pi(new, s)
+            new_q = self.value(self.q[0], s, new_pi)
+            self.ema = 0.005 * new_q.mean() + 0.995 * self.ema.detach()
+            delta_q = self.ema - self.previous_ema
+            bc, new_bc = ((pi - a) ** 2).mean(1).detach(), ((new_pi - a) ** 2).mean(1)
+            l_alpha = -(alpha.detach() / new_q.abs().mean().detach()) * new_q.mean() + new_bc.mean()
+            l_q = delta_q**2
+            l_bc = (delta_q**2).detach() * bc.max() * (bc - new_bc).abs().max()
+            self.rho_adam.zero_grad()
+            (l_alpha + l_q + l_bc).backward()
+            self.rho_adam.step()
+            self.rho_schedule.step()
+            self.previous_ema = self.ema.detach()
+        self.actor = [x.detach() for x in new]
+        with torch.no_grad():
+            for j in range(2):
+                self.target_q[j] = [0.995 * t + 0.005 * x for t, x in zip(self.target_q[j], self.q[j], strict=True)]
+            self.target_actor = [0.995 * t + 0.005 * x for t, x in zip(self.target_actor, self.actor, strict=True)]
+
+
+@pytest.mark.parametrize("robust", [True, False])
+@pytest.mark.parametrize("script", ["aspc_td3bc", "baselines/td3bc"])
+def test_equals_the_released_update(float64, script, robust):
+    adaptive = script == "aspc_td3bc"
+    agent = make_agent(script, robust_critic=robust)
+    plain = Restatement(agent, robust)
+    for _ in range(STEPS // agent.period_steps):
+        agent.advance()  # leaves its batch indices and noise behind
+        for i in range(agent.period_steps):
+            s, a, next_s, r, d = agent.rows[agent.indices[0, i]].split(agent.widths, 1)
+            plain.train(s, a, next_s, r[:, 0], d[:, 0], agent.noise[0, i], adaptive, alpha=2.5)
+    pairs = {
+        "actor": (agent.actor, plain.actor, (0,)),
+        "target actor": (agent.target_actor, plain.target_actor, (0,)),
+        "critic 1": (agent.critics, plain.q[0], (0, 0)),
+        "critic 2": (agent.critics, plain.q[1], (0, 1)),
+        "target critic 1": (agent.target_critics, plain.target_q[0], (0, 0)),
+        "target critic 2": (agent.target_critics, plain.target_q[1], (0, 1)),
+    }
+    for name, (ours, theirs, index) in pairs.items():
+        error = max((p[index] - q).abs().max().item() for p, q in zip(ours.values(), theirs, strict=True))
+        assert error < 1e-9, f"{name} differs by {error}"
+    if adaptive:
+        assert abs(agent.rho.item() - plain.rho.item()) < 1e-9
+        assert abs(agent.ema.item() - plain.ema.item()) < 1e-9
+        assert abs(agent.rho.item() - math.log(math.exp(2.5) - 1)) > 1e-4  # α did move
