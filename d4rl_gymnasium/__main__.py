@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import sys
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -27,7 +28,7 @@ def list_tasks(args: argparse.Namespace) -> None:
 
 def local_state(task: Task) -> str:
     for path, what in ((data.original_path(task), "D4RL's file"), (data.collected_path(task), "collected")):
-        if path.exists():
+        if os.path.exists(path):
             return f"{what}, {megabytes(path)}"
     parts = sorted(data.cache_directory().glob(f"{task.file_name}.*.part"))
     if parts:

@@ -16,7 +16,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +165,7 @@ def _require_keys(raw: Mapping, name: str) -> None:
 def _read_minari(name: str) -> dict[str, np.ndarray]:
     """A Minari dataset as rows. An episode of T steps there has T+1 observations: the last is a next observation."""
     columns = {key: [] for key in (*TRANSITION_KEYS, "timeouts")}
-    for episode in _load_minari(name).iterate_episodes():
+    for episode in _load_minari(name, lambda dataset: list(dataset.iterate_episodes())):
         for key in ("observations", "actions"):
             if not isinstance(getattr(episode, key), np.ndarray):
                 raise DatasetError(
@@ -181,16 +181,17 @@ def _read_minari(name: str) -> dict[str, np.ndarray]:
     return {key: np.concatenate(parts) if parts else np.empty(0) for key, parts in columns.items()}
 
 
-def _load_minari(name: str):
+def _load_minari(name: str, read: Callable):
+    """What `read` makes of the dataset. Minari has no exception of its own for a wrong name or damaged files."""
     try:
         import minari  # optional: only for those who name such a dataset
     except ImportError:
         raise DatasetError(f'{MINARI}{name} needs the package minari: pip install "minari[hdf5]".') from None
     try:
-        return minari.load_dataset(name)
-    except Exception as error:  # Minari has no exception of its own for a name or a folder that is wrong
+        return read(minari.load_dataset(name))
+    except Exception as error:
         raise DatasetError(
-            f"{MINARI}{name} is not a Minari dataset on this machine: `minari list local` shows those that are, "
+            f"{MINARI}{name} is not a Minari dataset that can be read here: `minari list local` shows those that are, "
             f"`minari download {name}` fetches it."
         ) from error
 
@@ -231,6 +232,7 @@ def _checked(raw: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
 
 def _check_fits(raw: Mapping[str, np.ndarray], env: gymnasium.Env, name: str) -> None:
     """DatasetError unless the rows have the dimensions of the environment's spaces and the actions lie within them."""
+    check_spaces(env)
     env_id, actions = _env_id(env), env.action_space
     for key, space in (("observations", env.observation_space), ("actions", actions)):
         if raw[key].shape[1:] != space.shape:
@@ -289,10 +291,10 @@ def given(dataset_path: str | os.PathLike) -> DatasetFile:
     """The dataset that a user names: a file in D4RL's layout, or `minari:NAME`. Raises DatasetError."""
     name = _minari_name(dataset_path)
     if name:
-        folder = Path(_load_minari(name).storage.data_path)
+        folder = Path(_load_minari(name, lambda dataset: dataset.storage.data_path))
         sha256 = _sha256(*sorted(path for path in folder.rglob("*") if path.is_file()))
         return DatasetFile(Path(dataset_path), sha256, f"Minari: {name}")
-    path = Path(dataset_path).expanduser()
+    path = Path(os.path.expanduser(dataset_path))
     sha256, source = identify(path)
     return DatasetFile(path, sha256, f"given: {path.name}" + (f" ({source})" if source else ""))
 
@@ -324,13 +326,13 @@ def fetch(task: Task, original: bool = False) -> DatasetFile:
 def find_local(task: Task, original: bool = False) -> DatasetFile | None:
     """The task's dataset in the cache directory (with `original`: only D4RL's own), or None. Raises DatasetError."""
     path = original_path(task)
-    if path.exists():
+    if os.path.exists(path):  # unlike Path.exists, False where one may not look
         sha256, source = identify(path)
         if not source and task.dataset_sha256 not in (None, sha256):
             raise DatasetError(f"{path} is not the file that D4RL released (another sha256): delete it to get it anew.")
         return DatasetFile(path, sha256, source or "D4RL (found in its cache directory)")
     path = collected_path(task)
-    if task.collected_rows and not original and path.exists():
+    if task.collected_rows and not original and os.path.exists(path):
         return DatasetFile(path, *identify(path))
     return None
 
@@ -340,11 +342,14 @@ def identify(path: Path) -> tuple[str, str]:
 
     Raises DatasetError if it is missing, is no HDF5 file, or has changed since it was recorded.
     """
-    if not path.is_file():
-        raise DatasetError(f"{path} is {'a folder: give a file' if path.is_dir() else 'not there: check the path'}.")
+    if not os.path.isfile(path):
+        what = "a folder: give a file" if os.path.isdir(path) else "not there: check the path"
+        raise DatasetError(f"{path} is {what}.")
     with _open_hdf5(path) as file:
-        source = " ".join(str(file.attrs.get("source", "")).split())
+        source = file.attrs.get("source", "")
+        source = source.decode(errors="replace") if isinstance(source, bytes) else str(source)
         sha256 = _sha256(path)
+    source = " ".join(source.split())  # one line
     record = _record_path(path)
     if record.exists():
         match = RECORD.fullmatch(record.read_text(encoding="utf-8", errors="replace"))
@@ -359,7 +364,7 @@ def identify(path: Path) -> tuple[str, str]:
 
 def cache_directory() -> Path:
     """D4RL's: $D4RL_DATASET_DIR, or ~/.d4rl/datasets."""
-    return Path(os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets").expanduser()
+    return Path(os.path.expanduser(os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets"))
 
 
 def original_path(task: Task) -> Path:
@@ -422,6 +427,8 @@ def _download(task: Task, target: Path) -> None:
                 raise
             else:
                 _store(part, target, sha256, f"D4RL (downloaded from {url})")
+                for other in target.parent.glob(f"{target.name}.*.part"):
+                    other.unlink()  # begun at the other host
                 return
     raise DatasetError(
         f"{task.env_id} has no data on this machine and the download failed ({'; '.join(reasons)}). "

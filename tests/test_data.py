@@ -79,6 +79,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(tasks, "HOST", "http://127.0.0.1:9/host")
     monkeypatch.setattr(tasks, "MIRROR", "http://127.0.0.1:9/mirror")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     return tmp_path / "cache"
 
 
@@ -280,8 +281,9 @@ def test_a_file_of_another_kind(tmp_path):
         d4rl.find_dataset(env_like(), path)
     with pytest.raises(d4rl.DatasetError, match="is a folder: give a file"):
         d4rl.find_dataset(env_like(), tmp_path)
-    with pytest.raises(d4rl.DatasetError, match="is not there"):
-        d4rl.find_dataset(env_like(), tmp_path / "none.hdf5")
+    for nowhere in (tmp_path / "none.hdf5", "~nobody-of-this-name/none.hdf5", "", "a" * 5000):
+        with pytest.raises(d4rl.DatasetError, match="is not there|is a folder"):
+            d4rl.find_dataset(env_like(), nowhere)
 
 
 def test_data_of_another_robot_with_the_same_dimensions(tmp_path):
@@ -332,8 +334,9 @@ def test_d4rls_cache_is_shared(cache):
 
 
 def test_a_stand_in_names_itself(cache):
-    write(cache / HOPPER.file_name, rows(), {"source": "stand-in: policies of mine"})
-    assert d4rl.find_dataset(env_like()).source == "stand-in: policies of mine"
+    for source in ("stand-in: policies of mine", np.bytes_("stand-in: policies of mine")):
+        write(cache / HOPPER.file_name, rows(), {"source": source})
+        assert d4rl.find_dataset(env_like()).source == "stand-in: policies of mine"
 
 
 def test_the_cache_directory_by_default(monkeypatch, tmp_path):
@@ -424,7 +427,7 @@ class Host:
 def host(monkeypatch):
     host = Host()
     monkeypatch.setattr(tasks, "HOST", f"{host.url}/host")
-    monkeypatch.setattr(tasks, "MIRROR", f"{host.url}/mirror")
+    monkeypatch.setattr(tasks, "MIRROR", f"http://localhost:{host.server.server_port}/mirror")  # another host's name
     yield host
     host.go_on.set()
     host.server.shutdown()
@@ -459,7 +462,10 @@ def test_download(cache, host, hdf5_bytes):
 
 def test_the_mirror_where_the_host_has_nothing(cache, host, hdf5_bytes):
     host.files[ON_MIRROR] = hdf5_bytes
-    assert d4rl.find_dataset(env_like()).source == f"D4RL (downloaded from {host.url}{ON_MIRROR})"
+    part_path(cache, host).write_bytes(b"begun at the host")
+    assert d4rl.find_dataset(env_like()).source == f"D4RL (downloaded from {HOPPER.mirror_url})"
+    assert host.requests == [(ON_HOST, "bytes=17-"), (ON_MIRROR, None)]
+    assert leftovers(cache) == [HOPPER.file_name, HOPPER.file_name + ".sha256"]
 
 
 def test_no_host_at_all(cache):
@@ -502,9 +508,17 @@ def test_a_connection_lost_too_often(cache, host, hdf5_bytes):
 
 def test_what_an_earlier_run_left(cache, host, hdf5_bytes):
     host.files[ON_HOST] = hdf5_bytes
-    for left in (hdf5_bytes, hdf5_bytes[:1000], b"", hdf5_bytes + b"more", b"of another version" * 1000):
+    for left, requests in (
+        (hdf5_bytes, 1),  # all of it: to be told so is enough
+        (hdf5_bytes[:1000], 1),
+        (b"", 1),
+        (hdf5_bytes + b"more", 2),
+        (b"of another version" * 1000, 2),
+    ):
+        host.requests.clear()
         part_path(cache, host).write_bytes(left)
         assert d4rl.find_dataset(env_like()).path.read_bytes() == hdf5_bytes
+        assert len(host.requests) == requests
         assert not part_path(cache, host).exists()
         (cache / HOPPER.file_name).unlink()
 
@@ -513,6 +527,7 @@ def test_a_host_that_knows_no_range(cache, host, hdf5_bytes):
     host.files[ON_HOST], host.ranges = hdf5_bytes, False
     part_path(cache, host).write_bytes(hdf5_bytes[:1000])
     assert d4rl.find_dataset(env_like()).path.read_bytes() == hdf5_bytes
+    assert len(host.requests) == 1
 
 
 def test_a_download_that_is_not_the_dataset(cache, host, hdf5_bytes, tmp_path):
@@ -716,7 +731,7 @@ def test_a_full_disk_during_a_collection(cache, small_umaze):
 # --- Minari ----------------------------------------------------------------------------------------------------------
 
 
-def minari_dataset(name, observations, actions=None):
+def minari_dataset(name, observations):
     """Two episodes: three steps and a termination; two steps and a truncation. One observation more than steps."""
     import minari
     from minari.data_collector import EpisodeBuffer
@@ -759,7 +774,8 @@ def minari_home(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
 
 
-def test_minari(minari_home):
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")  # it misses an environment, of which we have no need
+def test_minari(minari_home, tmp_path):
     minari_dataset("test/pendulum-v0", state)
     env = gymnasium.make("Pendulum-v1")
     dataset = d4rl.find_dataset(env, "minari:test/pendulum-v0")
@@ -778,7 +794,13 @@ def test_minari(minari_home):
     with pytest.raises(d4rl.DatasetError, match="not data for hopper-medium-v2"):
         d4rl.qlearning_dataset(env_like(), dataset)
 
+    (file,) = tmp_path.glob("minari/**/main_data.hdf5")
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(d4rl.DatasetError, match="not a Minari dataset that can be read here"):
+        d4rl.qlearning_dataset(env, dataset)
 
+
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
 def test_minari_with_observations_of_several_parts(minari_home):
     minari_dataset("test/dict-v0", lambda start, count: {"state": state(start, count)})
     env = gymnasium.make("Pendulum-v1")
@@ -788,7 +810,7 @@ def test_minari_with_observations_of_several_parts(minari_home):
 
 @pytest.mark.parametrize("name", ["test/none-v0", "not a name!"])
 def test_minari_without_such_a_dataset(minari_home, name):
-    with pytest.raises(d4rl.DatasetError, match="is not a Minari dataset on this machine: `minari list local`"):
+    with pytest.raises(d4rl.DatasetError, match="is not a Minari dataset that can be read here: `minari list local`"):
         d4rl.find_dataset(gymnasium.make("Pendulum-v1"), f"minari:{name}")
 
 

@@ -1,0 +1,630 @@
+"""TD3+BC: offline RL in one line more than TD3, the baseline that ASPC builds on.
+
+TD3+BC trains a policy π_θ on a fixed dataset D of (s, a) with the loss
+
+    L(θ) = E_D[ −λ Q(s, π_θ(s)) + ‖π_θ(s) − a‖² ],    λ = α / E_D|Q(s, π_θ(s))|
+
+and a constant α that weighs "maximise Q" against "stay near the data". Here it has the robust critic of the ASPC paper
+(three layers with LayerNorm) by default, as in that paper's comparisons; --no-robust-critic gives the original one.
+
+Paper: A Minimalist Approach to Offline Reinforcement Learning, NeurIPS 2021, arXiv:2106.06860.
+Method, metrics and differences from the official code: docs/td3bc.md.
+
+    python baselines/td3bc.py --env-id halfcheetah-medium-v2
+"""
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import gymnasium
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, stack_module_state, vmap
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import d4rl_gymnasium as d4rl
+
+# TD3's constants, the same on every task (paper, appendix B.2)
+DISCOUNT = 0.99
+TAU = 0.005  # Polyak rate of the target networks
+POLICY_NOISE, NOISE_CLIP = 0.2, 0.5  # target policy smoothing, in units of the action's half range
+POLICY_FREQ = 2  # critic updates for each policy update
+LEARNING_RATE = 3e-4
+PERIOD = 20  # gradient steps in one unit of work, a multiple of POLICY_FREQ
+LOG_INTERVAL = 1000  # gradient steps between two reads of the metrics
+
+
+@dataclass
+class Args:
+    env_id: str = "halfcheetah-medium-v2"
+    """the task: a D4RL id (`python -m d4rl_gymnasium list` shows them), or any gymnasium id with --dataset-path"""
+    seed: int = 0
+    """the first seed: it fixes initial weights, batches, noise and evaluation episodes"""
+    num_seeds: int = 1
+    """seeds trained together in this process: seed, seed+1, ... (on a GPU several cost little more than one)"""
+    total_steps: int = 1_000_000
+    """gradient steps (critic updates), rounded up to whole periods of 20"""
+    batch_size: int = 256
+    """transitions in a batch"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes the GPU where there is one"""
+    eval_interval: int = 5_000
+    """gradient steps between evaluations"""
+    eval_episodes: int = 10
+    """episodes of an evaluation during training"""
+    final_eval_episodes: int = 100
+    """episodes of the evaluation at the end"""
+    dataset_path: str | None = None
+    """an HDF5 file in D4RL's layout, or minari:NAME, instead of D4RL's own data"""
+    runs_dir: str = "runs"
+    """the folder that receives one run directory per seed"""
+    checkpoint_interval: int = 5_000
+    """gradient steps between checkpoints (Ctrl-C and SIGTERM write one too)"""
+    resume: str | None = None
+    """continue the run in this directory, exactly where its checkpoint stands; takes no other argument"""
+    eval: str | None = None
+    """evaluate the actor saved in this run directory instead of training"""
+    render_video: str | None = None
+    """with --eval: record the first episode into this .mp4 file"""
+    track: bool = False
+    """log to Weights & Biases as well (pip install wandb)"""
+    compile: bool = False
+    """torch.compile the gradients: a minute of compilation, then faster steps (needs a C++ compiler on a CPU)"""
+    cudagraph: bool = True
+    """on a GPU: replay one period of updates as one CUDA graph"""
+    matmul_precision: str = "high"
+    """float32 matrix products: highest, high (TF32 on GPUs) or medium (bfloat16 where the hardware has it)"""
+
+    alpha: float = 2.5
+    """weight of Q against staying near the data"""
+    alpha_final: float | None = None
+    """where α ends, if it moves: linear in between over the run (Table 2's controls)"""
+    robust_critic: bool = True
+    """the paper's critic of three layers with LayerNorm; without: TD3+BC's two plain layers (Fig. 6a)"""
+
+
+# --- Networks: written for one seed -----------------------------------------------------------------------------------
+
+
+class Actor(nn.Module):
+    """Deterministic policy π: observations (..., S) -> actions (..., A) within the action space's bounds.
+
+    The observations' mean and std are buffers, so a saved actor needs nothing else.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor, low: Tensor, high: Tensor):
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.register_buffer("action_scale", (high - low) / 2)
+        self.register_buffer("action_bias", (high + low) / 2)
+        self.net = nn.Sequential(
+            nn.Linear(len(mean), 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, len(low))
+        )
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return self.action_bias + self.action_scale * self.net((observations - self.mean) / self.std).tanh()
+
+
+class Critic(nn.Module):
+    """One Q function: observations (..., S), actions (..., A) -> values (...)."""
+
+    def __init__(self, mean: Tensor, std: Tensor, action_dim: int, robust: bool):
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        sizes = [len(mean) + action_dim] + [256] * (3 if robust else 2)
+        layers = []
+        for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+            layers += [nn.Linear(fan_in, fan_out), nn.ReLU()] + robust * [nn.LayerNorm(fan_out)]
+        self.net = nn.Sequential(*layers, nn.Linear(256, 1))
+        if robust:  # the released code's initialisation
+            *hidden, last = (layer for layer in self.net if isinstance(layer, nn.Linear))
+            for layer in hidden:
+                nn.init.uniform_(layer.weight, -(layer.in_features**-0.5), layer.in_features**-0.5)
+                nn.init.constant_(layer.bias, 0.1)
+            nn.init.uniform_(last.weight, -3e-3, 3e-3)
+            nn.init.uniform_(last.bias, -3e-3, 3e-3)
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        return self.net(torch.cat([(observations - self.mean) / self.std, actions], -1)).squeeze(-1)
+
+
+# --- The agent: losses for one seed, updates for all seeds at once ----------------------------------------------------
+
+Params = dict[str, Tensor]
+
+
+class Batch(NamedTuple):
+    """Transitions of one seed, B of them: s (B, S), a (B, A), s' (B, S), r (B, 1), d (B, 1)."""
+
+    observations: Tensor
+    actions: Tensor
+    next_observations: Tensor
+    rewards: Tensor
+    terminals: Tensor
+
+
+def adam(parameters: list[Tensor], learning_rate: float | Tensor) -> torch.optim.Adam:
+    """Fused Adam whose state exists before the first step, so that a CUDA graph and the outer loss can read it."""
+    capturable = parameters[0].is_cuda
+    optimizer = torch.optim.Adam(parameters, learning_rate, fused=True, capturable=capturable)
+    for p in parameters:
+        step = torch.zeros((), dtype=torch.float32, device=p.device)
+        optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+    return optimizer
+
+
+def apply(optimizer: torch.optim.Optimizer, gradients: Params) -> None:
+    """Step the optimizer with these gradients, which come in the order of its parameters."""
+    for p, g in zip(optimizer.param_groups[0]["params"], gradients.values(), strict=True):
+        p.grad = g.contiguous()  # the fused kernel walks parameter and gradient in the same order
+    optimizer.step()
+
+
+def polyak(target: Params, online: Params) -> None:
+    for t, p in zip(target.values(), online.values(), strict=True):
+        t.lerp_(p, TAU)
+
+
+class Agent:
+    """K independent learners ("seeds") as stacked tensors: every parameter has a leading axis of K.
+
+    The losses are written for one seed, as the paper writes them; `vmap` runs them over all. Adam and Polyak averaging
+    act on each element by itself, so they need no vmap. Whatever changes lives in tensors on the device.
+    """
+
+    def __init__(self, args: Args, data: dict[str, np.ndarray], low: np.ndarray, high: np.ndarray, device: str):
+        """data: D4RL's transitions, N rows each; low, high: (A,) bounds of the actions."""
+        self.args, self.device = args, torch.device(device)
+        as_tensor = lambda x: torch.as_tensor(x, dtype=torch.get_default_dtype())  # noqa: E731
+        mean = as_tensor(data["observations"].mean(0, dtype=np.float64))
+        std = as_tensor(data["observations"].std(0, dtype=np.float64) + 1e-3)
+        low, high = as_tensor(low), as_tensor(high)
+        actors, critics = [], []
+        for seed in range(args.seed, args.seed + args.num_seeds):
+            torch.manual_seed(seed)
+            actors.append(Actor(mean, std, low, high))
+            critics += [Critic(mean, std, len(low), args.robust_critic) for _ in range(2)]
+        # One module of each kind lends its `forward`; the parameters are stacked beside it.
+        self.actor_net, self.critic_net = actors[0].to(device), critics[0].to(device)
+        self.low, self.high = low.to(device), high.to(device)
+        K = args.num_seeds
+        self.actor: Params = {k: v.detach().to(device) for k, v in stack_module_state(actors)[0].items()}  # (K, ...)
+        self.critics: Params = {
+            k: v.detach().unflatten(0, (K, 2)).contiguous().to(device)
+            for k, v in stack_module_state(critics)[0].items()
+        }  # (K, 2, ...): the twins
+        self.target_actor = {k: v.clone() for k, v in self.actor.items()}
+        self.target_critics = {k: v.clone() for k, v in self.critics.items()}
+        self.actor_optimizer = adam(list(self.actor.values()), LEARNING_RATE)
+        self.critic_optimizer = adam(list(self.critics.values()), LEARNING_RATE)
+
+        # Static inputs of a period: the dataset as one table, and for each step its batch indices and noise
+        columns = [data[k].reshape(len(data[k]), -1) for k in Batch._fields]
+        self.rows = torch.cat([as_tensor(c) for c in columns], 1).to(device)  # (N, 2S + A + 2)
+        self.widths = [c.shape[1] for c in columns]
+        self.period_steps = PERIOD
+        self.indices = torch.zeros(K, self.period_steps, args.batch_size, dtype=torch.int64, device=device)
+        self.noise = torch.zeros(K, self.period_steps, args.batch_size, len(low), dtype=mean.dtype, device=device)
+        self.generators = [torch.Generator(device).manual_seed(args.seed + k) for k in range(K)]
+        self.metrics: dict[str, Tensor] = {}  # tag -> (K,), as of the last period
+
+        self.critic_gradient = vmap(grad_and_value(self.critic_loss))
+        self.policy_gradient = vmap(grad_and_value(self.policy_loss, has_aux=True))
+        if args.compile:
+            self.critic_gradient = torch.compile(self.critic_gradient)
+            self.policy_gradient = torch.compile(self.policy_gradient)
+        self.use_graph = args.cudagraph and self.device.type == "cuda"
+        self.graph, self.warmup_periods = None, 3
+
+    def pi(self, actor: Params, s: Tensor) -> Tensor:
+        return functional_call(self.actor_net, actor, (s,))
+
+    def q(self, critic: Params, s: Tensor, a: Tensor) -> Tensor:
+        return functional_call(self.critic_net, critic, (s, a))
+
+    def critic_loss(
+        self, critics: Params, target_critics: Params, target_actor: Params, batch: Batch, noise: Tensor
+    ) -> Tensor:
+        """TD3: sum over the twins of mean (Q_j(s, a) − y)²,  y = r + γ (1 − d) min_j Q'_j(s', π'(s') + ε)."""
+        s, a, next_s, r, d = batch
+        epsilon = (POLICY_NOISE * noise).clamp(-NOISE_CLIP, NOISE_CLIP) * self.actor_net.action_scale
+        next_a = (self.pi(target_actor, next_s) + epsilon).clamp(self.low, self.high)
+        twins = vmap(self.q, in_dims=(0, None, None))  # -> (2, B)
+        y = r + DISCOUNT * (1 - d) * twins(target_critics, next_s, next_a).amin(0)
+        return (twins(critics, s, a) - y).square().mean(1).sum()
+
+    def policy_loss(self, actor: Params, critics: Params, alpha: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """TD3+BC: −λ mean Q_1(s, π(s)) + mean ‖π(s) − a‖²,  λ = α / mean |Q_1(s, π(s))| without gradient."""
+        s, a = batch.observations, batch.actions
+        pi = self.pi(actor, s)
+        q = self.q({k: v[0] for k, v in critics.items()}, s, pi)
+        lam = alpha / q.abs().mean().detach()
+        return -lam * q.mean() + (pi - a).square().mean(), q.mean()
+
+    def alpha(self) -> Tensor:
+        """α for each seed (K,): constant, or linear in the policy updates from `alpha` to `alpha_final`."""
+        first, last = self.args.alpha, self.args.alpha if self.args.alpha_final is None else self.args.alpha_final
+        updates = next(iter(self.actor_optimizer.state.values()))["step"]
+        progress = updates * POLICY_FREQ / self.args.total_steps
+        return (first + (last - first) * progress).expand(self.args.num_seeds)
+
+    # --- One period of updates ---
+
+    def period(self) -> None:
+        """PERIOD gradient steps: critics at every step, policy and targets at every second.
+
+        It reads the static inputs and touches tensors on the device alone, so a CUDA graph can record it.
+        """
+        for step in range(self.period_steps):
+            s, a, next_s, r, d = self.rows[self.indices[:, step]].split(self.widths, -1)
+            batch = Batch(s, a, next_s, r.squeeze(-1), d.squeeze(-1))  # (K, B, ...)
+            gradient, self.metrics["losses/critic"] = self.critic_gradient(
+                self.critics, self.target_critics, self.target_actor, batch, self.noise[:, step]
+            )
+            apply(self.critic_optimizer, gradient)
+            if (step + 1) % POLICY_FREQ == 0:
+                self.metrics["td3bc/alpha"] = self.alpha()
+                gradient, (self.metrics["losses/actor"], self.metrics["losses/q"]) = self.policy_gradient(
+                    self.actor, self.critics, self.metrics["td3bc/alpha"], batch
+                )
+                apply(self.actor_optimizer, gradient)
+                polyak(self.target_actor, self.actor)
+                polyak(self.target_critics, self.critics)
+
+    def advance(self) -> None:
+        """Draw one period's batches and noise, each seed from its own generator, and run it."""
+        for indices, noise, generator in zip(self.indices, self.noise, self.generators, strict=True):
+            indices.random_(0, len(self.rows), generator=generator)
+            noise.normal_(generator=generator)
+        if not self.use_graph:
+            self.period()
+        elif self.warmup_periods > 0:  # capturing wants a few runs on a side stream first: updates like any other
+            self.warmup_periods -= 1
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self.period()
+            torch.cuda.current_stream().wait_stream(stream)
+        else:
+            if self.graph is None:
+                self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graph):  # records, runs nothing
+                    self.period()
+            self.graph.replay()
+
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        """Each seed's deterministic actions: (K, E, S) -> (K, E, A)."""
+        with torch.no_grad():
+            inputs = torch.as_tensor(observations, dtype=self.noise.dtype, device=self.device)
+            return vmap(self.pi)(self.actor, inputs).cpu().numpy()
+
+    def saved_actor(self, k: int) -> Params:
+        """The actor of the k-th seed, its normalisation included: a state dict for `Actor`."""
+        return dict(self.actor_net.named_buffers()) | {name: p[k].clone() for name, p in self.actor.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that training changes, except the generators, by name: the tensors themselves, not copies."""
+        networks = {
+            "actor": self.actor, "critics": self.critics,
+            "target_actor": self.target_actor, "target_critics": self.target_critics,
+        }  # fmt: skip
+        optimizers = {"actor": self.actor_optimizer, "critics": self.critic_optimizer}
+        tensors = {f"{net}.{name}": p for net, parameters in networks.items() for name, p in parameters.items()}
+        for name, optimizer in optimizers.items():
+            for i, state in enumerate(optimizer.state.values()):
+                tensors |= {f"{name}.adam.{i}.{key}": value for key, value in state.items()}
+        return tensors
+
+    def load(self, tensors: dict[str, Tensor], generators: list[Tensor]) -> None:
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
+        for generator, state in zip(self.generators, generators, strict=True):
+            generator.set_state(state)
+
+
+# --- Evaluation -------------------------------------------------------------------------------------------------------
+
+
+def evaluate(act, env_id: str, seeds: list[int], episodes: int, progress: bool = False) -> np.ndarray:
+    """Undiscounted returns (K, E) of E episodes for each of K seeds, all stepped together.
+
+    act: (K, E, S) observations -> (K, E, A) actions. Episodes are a function of the seed alone: every evaluation of a
+    seed starts from the same initial states.
+    """
+    envs = [[gymnasium.make(env_id) for _ in range(episodes)] for _ in seeds]
+    observations = np.stack(
+        [[env.reset(seed=1000 * seed + e)[0] for e, env in enumerate(envs[k])] for k, seed in enumerate(seeds)]
+    )
+    returns = np.zeros((len(seeds), episodes))
+    running = np.ones((len(seeds), episodes), bool)
+    bar = tqdm(total=running.size, desc="final evaluation", unit="episode", disable=not progress, leave=False)
+    while running.any():
+        actions = act(observations)
+        for k, e in np.argwhere(running):
+            observations[k, e], reward, terminated, truncated, _ = envs[k][e].step(actions[k, e])
+            returns[k, e] += reward
+            running[k, e] = not (terminated or truncated)
+        bar.update(int((~running).sum()) - bar.n)
+    bar.close()
+    return returns
+
+
+def normalized_score(env_id: str, returns: np.ndarray) -> float | None:
+    """D4RL's score of a mean return: 0 a random policy's, 100 an expert's; None for a task without reference scores."""
+    return 100 * float(d4rl.get_normalized_score(env_id, returns.mean())) if env_id in d4rl.TASKS else None
+
+
+def summary(env_id: str, returns: np.ndarray) -> str:
+    score = normalized_score(env_id, returns)
+    text = f"return {returns.mean():.1f} +- {returns.std():.1f} over {returns.size} episodes"
+    return text if score is None else f"{text}, normalized score {score:.1f}"
+
+
+def load_actor(path: Path) -> Actor:
+    """An `Actor` from the actor.pt of a run: observations in, actions out, both in the environment's units."""
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    low, high = saved["action_bias"] - saved["action_scale"], saved["action_bias"] + saved["action_scale"]
+    actor = Actor(saved["mean"], saved["std"], low, high)
+    actor.load_state_dict(saved)
+    return actor
+
+
+def evaluate_saved(args: Args) -> None:
+    """`--eval RUN_DIR`: the final evaluation again, from actor.pt, and a video if one is asked for."""
+    config = read_config(args.eval)
+    env_id, seed = config["args"]["env_id"], config["seed"]
+    actor = load_actor(Path(args.eval) / "actor.pt")
+
+    def act(observations: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return actor(torch.as_tensor(observations, dtype=actor.mean.dtype)).numpy()
+
+    returns = evaluate(act, env_id, [seed], args.final_eval_episodes, progress=True)
+    print(f"{env_id}, seed {seed}: {summary(env_id, returns)}")
+    if args.render_video:
+        record_video(act, env_id, seed, Path(args.render_video))
+
+
+def record_video(act, env_id: str, seed: int, path: Path) -> None:
+    """Record the seed's first evaluation episode as an .mp4 file."""
+    import imageio  # with imageio-ffmpeg; needed for this alone
+
+    try:
+        env = gymnasium.make(env_id, render_mode="rgb_array")
+        observation, done = env.reset(seed=1000 * seed)[0], False
+        frames = [env.render()]
+    except Exception as error:  # MuJoCo raises many types where it finds no OpenGL
+        sys.exit(f"Rendering failed ({error}): without a display set MUJOCO_GL=egl, or MUJOCO_GL=osmesa without a GPU.")
+    while not done:
+        observation, _, terminated, truncated, _ = env.step(act(observation[None, None])[0, 0])
+        frames.append(env.render())
+        done = terminated or truncated
+    imageio.mimwrite(path, frames, fps=env.metadata["render_fps"], macro_block_size=1)
+    print(f"{path}: {len(frames)} frames")
+
+
+# --- What a run leaves behind -----------------------------------------------------------------------------------------
+
+
+def save(path: Path, write) -> None:
+    """Let `write` fill a file beside `path`, then rename it: neither a kill nor a full disk costs what was there."""
+    part = path.with_name(path.name + ".part")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save_json(path: Path, value: dict) -> None:
+    save(path, lambda part: part.write_text(json.dumps(value, indent=2) + "\n"))
+
+
+def save_csv(path: Path, rows: list[dict]) -> None:
+    def write(part: Path) -> None:
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    save(path, write)
+
+
+def read_config(run: str) -> dict:
+    try:
+        return json.loads((Path(run) / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        sys.exit(f"{run} is not a run directory: its config.json cannot be read ({error}).")
+
+
+def describe(args: Args, device: str, dataset: d4rl.DatasetFile, group: list[Path]) -> dict:
+    """config.json: what it takes to repeat the run and to trace its numbers."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    return {
+        "script": Path(__file__).stem,
+        "args": asdict(args),
+        "group": [path.name for path in group],  # all seeds trained together; the first holds their checkpoint
+        "dataset": {"path": str(dataset.path), "sha256": dataset.sha256, "source": dataset.source},
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+        "versions": {"python": sys.version.split()[0]}
+        | {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco")},
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() or None,
+    }
+
+
+# --- Main -------------------------------------------------------------------------------------------------------------
+
+
+def main(args: Args) -> None:
+    if args.eval:
+        return evaluate_saved(args)
+    checkpoint = None
+    if args.resume:
+        given = [f.name for f in fields(args) if f.name != "resume" and getattr(args, f.name) != f.default]
+        if given:
+            sys.exit(f"--resume takes every argument from the run: drop --{' --'.join(given).replace('_', '-')}.")
+        config = read_config(args.resume)
+        paths = [Path(args.resume).resolve().parent / name for name in config["group"]]
+        if (paths[0] / "result.json").exists():
+            sys.exit(f"{args.resume} is complete: see its result.json.")
+        if not (paths[0] / "checkpoint.pt").exists():
+            sys.exit(f"{paths[0]} holds no checkpoint.pt: the run ended before its first one, so start it anew.")
+        args = Args(**config["args"])
+        checkpoint = torch.load(paths[0] / "checkpoint.pt", weights_only=True)
+    for f in fields(args):
+        if f.type is int and f.name != "seed" and getattr(args, f.name) < 1:
+            sys.exit(f"--{f.name.replace('_', '-')} must be at least 1.")
+    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        sys.exit("--device cuda: PyTorch finds no GPU here; use --device cpu, or install a CUDA build of PyTorch.")
+    torch.set_float32_matmul_precision(args.matmul_precision)
+
+    # --- Environment, data, agent ---
+    try:
+        env = gymnasium.make(args.env_id)
+    except gymnasium.error.Error as error:
+        sys.exit(f"--env-id {args.env_id}: {error} (`python -m d4rl_gymnasium list` shows D4RL's tasks.)")
+    dataset = d4rl.find_dataset(env, args.dataset_path)
+    if checkpoint and checkpoint["dataset_sha256"] != dataset.sha256:
+        sys.exit(f"{dataset.path} is not the file that this run was trained on: its sha256 differs.")
+    data = d4rl.qlearning_dataset(env, dataset)
+    agent = Agent(args, data, env.action_space.low, env.action_space.high, device)
+    seeds = [args.seed + k for k in range(args.num_seeds)]
+    step, seconds, history = 0, 0.0, [[] for _ in seeds]  # history: each seed's rows of metrics.csv
+    if checkpoint:
+        agent.load(checkpoint["tensors"], checkpoint["generators"])
+        step, seconds, history = checkpoint["step"], checkpoint["seconds"], checkpoint["history"]
+    else:
+        name = f"{args.env_id.replace('/', '-')}__{Path(__file__).stem}__%d__{time.strftime('%Y%m%d-%H%M%S')}"
+        paths = [Path(args.runs_dir) / (name % seed) for seed in seeds]
+        for seed, path in zip(seeds, paths, strict=True):
+            path.mkdir(parents=True)
+            save_json(path / "config.json", {"seed": seed} | describe(args, device, dataset, paths))
+    print(f"{args.env_id}: {len(data['rewards']):,} transitions ({dataset.source}), on {device}", *paths, sep="\n")
+
+    # --- Logging and checkpoints ---
+    writers = [SummaryWriter(str(path), purge_step=step + 1) for path in paths]
+    trackers = []
+    if args.track:
+        import wandb
+
+        trackers = [
+            wandb.init(project="aspc", name=path.name, id=path.name, resume="allow", reinit="create_new",
+                       config=json.loads((path / "config.json").read_text()))
+            for path in paths
+        ]  # fmt: skip
+
+    def log(k: int, values: dict[str, float | None]) -> None:
+        values = {tag: value for tag, value in values.items() if value is not None}
+        for tag, value in values.items():
+            writers[k].add_scalar(tag, value, step)
+        if trackers:
+            trackers[k].log(values, step=step)
+
+    def require_finite(tensors: dict[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            for k in (~torch.isfinite(tensor.reshape(len(seeds), -1))).any(1).nonzero() if tensor.ndim else ():
+                sys.exit(f"Seed {seeds[k]} diverged: {name} is not finite at step {step}. "
+                         f"{paths[0]} keeps its last good checkpoint.")  # fmt: skip
+
+    def save_checkpoint() -> None:
+        require_finite(agent.tensors())
+        state = {
+            "step": step, "seconds": seconds, "history": history, "dataset_sha256": dataset.sha256,
+            "tensors": agent.tensors(), "generators": [generator.get_state() for generator in agent.generators],
+        }  # fmt: skip
+        save(paths[0] / "checkpoint.pt", lambda part: torch.save(state, part))
+        for k, path in enumerate(paths):
+            save(path / "actor.pt", lambda part, k=k: torch.save(agent.saved_actor(k), part))
+
+    signals = []
+
+    def request_stop(number: int, _) -> None:
+        signals.append(number)
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, request_stop)
+
+    # --- Training ---
+    bar = tqdm(total=args.total_steps, initial=step, unit="step", dynamic_ncols=True)
+    start, start_step = time.time(), step
+    while step < args.total_steps and not signals:
+        agent.advance()
+        step += agent.period_steps
+        bar.update(agent.period_steps)
+        log_due, eval_due, checkpoint_due = (
+            step % interval < agent.period_steps or step >= args.total_steps
+            for interval in (LOG_INTERVAL, args.eval_interval, args.checkpoint_interval)
+        )
+        if log_due or eval_due or checkpoint_due or signals:
+            require_finite(agent.metrics)
+            metrics = {tag: value.tolist() for tag, value in agent.metrics.items()}  # waits for the device
+            updates_per_second = (step - start_step) / (time.time() - start)
+            seconds += time.time() - start
+            for k in range(len(seeds)):
+                log(k, {tag: value[k] for tag, value in metrics.items()} | {"charts/SPS": updates_per_second})
+            if eval_due:
+                for k, returns in enumerate(evaluate(agent.act, args.env_id, seeds, args.eval_episodes)):
+                    evaluation = {
+                        "charts/episodic_return": returns.mean().item(),
+                        "charts/normalized_score": normalized_score(args.env_id, returns),
+                    }
+                    log(k, evaluation)
+                    losses = {tag: value[k] for tag, value in metrics.items()}
+                    history[k].append(
+                        {"step": step, "seconds": seconds, "charts/SPS": updates_per_second} | evaluation
+                        | {"episodic_return_std": returns.std().item()} | losses
+                    )  # fmt: skip
+                    save_csv(paths[k] / "metrics.csv", history[k])
+            if checkpoint_due or signals:
+                save_checkpoint()
+            scores = [rows[-1]["charts/normalized_score"] or math.nan for rows in history if rows]
+            bar.set_postfix_str(f"score {np.round(scores, 1)}, alpha {np.round(metrics['td3bc/alpha'], 2)}")
+            start, start_step = time.time(), step
+    bar.close()
+    for writer in writers:
+        writer.close()
+    if signals:
+        print(f"Stopped at step {step}. To continue: python {sys.argv[0]} --resume {paths[0]}")
+        sys.exit(128 + signals[0])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+    # --- Final evaluation ---
+    final = evaluate(agent.act, args.env_id, seeds, args.final_eval_episodes, progress=True)
+    for k, path in enumerate(paths):
+        best = max(history[k], key=lambda row: row["charts/episodic_return"])
+        result = {
+            "env_id": args.env_id, "script": Path(__file__).stem, "seed": seeds[k], "steps": step, "seconds": seconds,
+            "dataset": dataset.source, "final_score": normalized_score(args.env_id, final[k]),
+            "final_returns": final[k].tolist(), "last": history[k][-1], "best": best,
+        }  # fmt: skip
+        save_json(path / "result.json", result)
+        print(f"Seed {seeds[k]}: {summary(args.env_id, final[k])}")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except d4rl.DatasetError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("Interrupted.")
+    except OSError as error:
+        sys.exit(f"{error}. What the run had saved before is intact: continue it with --resume.")
