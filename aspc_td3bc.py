@@ -21,14 +21,17 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -91,8 +94,8 @@ class Args:
     """torch.compile the gradients: a minute of compilation, then faster steps (needs a C++ compiler on a CPU)"""
     cudagraph: bool = True
     """on a GPU: replay one period of updates as one CUDA graph"""
-    matmul_precision: str = "high"
-    """float32 matrix products: highest, high (TF32 on GPUs) or medium (bfloat16 where the hardware has it)"""
+    matmul_precision: Literal["highest", "high", "medium"] = "high"
+    """of float32 matrix products: high is TF32 on a GPU, medium bfloat16 where the processor has it"""
 
     alpha_init: float = 2.5
     """where α starts"""
@@ -204,10 +207,10 @@ class Agent:
     def __init__(self, args: Args, data: dict[str, np.ndarray], low: np.ndarray, high: np.ndarray, device: str):
         """data: D4RL's transitions, N rows each; low, high: (A,) bounds of the actions."""
         self.args, self.device = args, torch.device(device)
-        as_tensor = lambda x: torch.as_tensor(x, dtype=torch.get_default_dtype())  # noqa: E731
-        mean = as_tensor(data["observations"].mean(0, dtype=np.float64))
-        std = as_tensor(data["observations"].std(0, dtype=np.float64) + 1e-3)
-        low, high = as_tensor(low), as_tensor(high)
+        dtype = torch.get_default_dtype()
+        mean = torch.as_tensor(data["observations"].mean(0, dtype=np.float64), dtype=dtype)
+        std = torch.as_tensor(data["observations"].std(0, dtype=np.float64) + 1e-3, dtype=dtype)
+        low, high = torch.as_tensor(low, dtype=dtype), torch.as_tensor(high, dtype=dtype)
         actors, critics = [], []
         for seed in range(args.seed, args.seed + args.num_seeds):
             torch.manual_seed(seed)
@@ -228,19 +231,19 @@ class Agent:
         self.critic_optimizer = adam(list(self.critics.values()), LEARNING_RATE)
 
         # α = softplus(ρ) stays positive; Adam moves ρ
-        rho = math.log(math.expm1(args.alpha_init))
-        self.rho = torch.full((K,), rho, dtype=mean.dtype, device=device)
-        self.ema = torch.zeros(K, dtype=mean.dtype, device=device)  # of mean Q(s, π(s))
-        self.rho_lr = torch.zeros((), dtype=mean.dtype, device=device)
+        rho = args.alpha_init + math.log(-math.expm1(-args.alpha_init))
+        self.rho = torch.full((K,), rho, dtype=dtype, device=device)
+        self.ema = torch.zeros(K, dtype=dtype, device=device)  # of mean Q(s, π(s))
+        self.rho_lr = torch.zeros((), dtype=dtype, device=device)
         self.rho_optimizer = adam([self.rho], self.rho_lr)
 
         # Static inputs of a period: the dataset as one table, and for each step its batch indices and noise
-        columns = [data[k].reshape(len(data[k]), -1) for k in Batch._fields]
-        self.rows = torch.cat([as_tensor(c) for c in columns], 1).to(device)  # (N, 2S + A + 2)
+        columns = [torch.as_tensor(data[key], dtype=dtype).reshape(len(data[key]), -1) for key in Batch._fields]
+        self.rows = torch.cat(columns, 1).to(device)  # (N, 2S + A + 2)
         self.widths = [c.shape[1] for c in columns]
         self.period_steps = POLICY_FREQ * args.alpha_interval
         self.indices = torch.zeros(K, self.period_steps, args.batch_size, dtype=torch.int64, device=device)
-        self.noise = torch.zeros(K, self.period_steps, args.batch_size, len(low), dtype=mean.dtype, device=device)
+        self.noise = torch.zeros(K, self.period_steps, args.batch_size, len(low), dtype=dtype, device=device)
         self.generators = [torch.Generator(device).manual_seed(args.seed + k) for k in range(K)]
         self.metrics: dict[str, Tensor] = {}  # tag -> (K,), as of the last period
 
@@ -300,7 +303,7 @@ class Agent:
         metrics = {
             "losses/outer": loss, "losses/L_alpha": l_alpha, "losses/L_Q": l_q, "losses/L_BC": l_bc,
             "aspc/delta_q": delta_q, "aspc/bc": new_bc.mean(),
-        }  # fmt: skip
+        }
         return loss, metrics
 
     def inner_step(self, gradient: Params) -> Params:
@@ -333,7 +336,7 @@ class Agent:
         self.metrics |= metrics | {
             "losses/actor": actor_loss.detach(), "losses/q": q.detach(),
             "aspc/alpha": alpha.detach(), "aspc/alpha_grad": rho_gradient,
-        }  # fmt: skip
+        }
         return {k: g.detach() for k, g in gradient.items()}
 
     # --- One period of updates ---
@@ -397,7 +400,7 @@ class Agent:
         networks = {
             "actor": self.actor, "critics": self.critics,
             "target_actor": self.target_actor, "target_critics": self.target_critics,
-        }  # fmt: skip
+        }
         optimizers = {"actor": self.actor_optimizer, "critics": self.critic_optimizer, "rho": self.rho_optimizer}
         tensors = {f"{net}.{name}": p for net, parameters in networks.items() for name, p in parameters.items()}
         for name, optimizer in optimizers.items():
@@ -450,20 +453,12 @@ def summary(env_id: str, returns: np.ndarray) -> str:
     return text if score is None else f"{text}, normalized score {score:.1f}"
 
 
-def load_actor(path: Path) -> Actor:
-    """An `Actor` from the actor.pt of a run: observations in, actions out, both in the environment's units."""
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    low, high = saved["action_bias"] - saved["action_scale"], saved["action_bias"] + saved["action_scale"]
-    actor = Actor(saved["mean"], saved["std"], low, high)
-    actor.load_state_dict(saved)
-    return actor
-
-
 def evaluate_saved(args: Args) -> None:
-    """`--eval RUN_DIR`: the final evaluation again, from actor.pt, and a video if one is asked for."""
-    config = read_config(args.eval)
+    """`--eval RUN_DIR`: evaluate the run's actor.pt, and record a video if one is asked for."""
+    config, saved = read_config(args.eval), load_tensors(Path(args.eval) / "actor.pt")
     env_id, seed = config["args"]["env_id"], config["seed"]
-    actor = load_actor(Path(args.eval) / "actor.pt")
+    actor = Actor(saved["mean"], saved["std"], -saved["action_scale"], saved["action_scale"])  # the shapes count
+    actor.load_state_dict(saved)
 
     def act(observations: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -472,12 +467,12 @@ def evaluate_saved(args: Args) -> None:
     returns = evaluate(act, env_id, [seed], args.final_eval_episodes, progress=True)
     print(f"{env_id}, seed {seed}: {summary(env_id, returns)}")
     if args.render_video:
-        record_video(act, env_id, seed, Path(args.render_video))
+        record_video(act, env_id, seed, args.render_video)
 
 
-def record_video(act, env_id: str, seed: int, path: Path) -> None:
+def record_video(act: Callable, env_id: str, seed: int, path: str) -> None:
     """Record the seed's first evaluation episode as an .mp4 file."""
-    import imageio  # with imageio-ffmpeg; needed for this alone
+    import imageio  # with imageio-ffmpeg, needed for this alone
 
     try:
         env = gymnasium.make(env_id, render_mode="rgb_array")
@@ -496,7 +491,7 @@ def record_video(act, env_id: str, seed: int, path: Path) -> None:
 # --- What a run leaves behind -----------------------------------------------------------------------------------------
 
 
-def save(path: Path, write) -> None:
+def save(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a file beside `path`, then rename it: neither a kill nor a full disk costs what was there."""
     part = path.with_name(path.name + ".part")
     try:
@@ -520,6 +515,13 @@ def save_csv(path: Path, rows: list[dict]) -> None:
     save(path, write)
 
 
+def load_tensors(path: Path) -> dict:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many types
+        sys.exit(f"{path} cannot be read: {str(error).splitlines()[0]}")
+
+
 def read_config(run: str) -> dict:
     try:
         return json.loads((Path(run) / "config.json").read_text())
@@ -527,27 +529,42 @@ def read_config(run: str) -> dict:
         sys.exit(f"{run} is not a run directory: its config.json cannot be read ({error}).")
 
 
-def describe(args: Args, device: str, dataset: d4rl.DatasetFile, group: list[Path]) -> dict:
+def describe(args: Args, seed: int, device: str, dataset: d4rl.DatasetFile, group: list[Path]) -> dict:
     """config.json: what it takes to repeat the run and to trace its numbers."""
     git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+    packages = ("torch", "torchopt", "numpy", "gymnasium", "mujoco")
     return {
         "script": Path(__file__).stem,
+        "seed": seed,
         "args": asdict(args),
         "group": [path.name for path in group],  # all seeds trained together; the first holds their checkpoint
         "dataset": {"path": str(dataset.path), "sha256": dataset.sha256, "source": dataset.source},
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
-        "versions": {"python": sys.version.split()[0]}
-        | {name: version(name) for name in ("torch", "torchopt", "numpy", "gymnasium", "mujoco")},
-        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() or None,
+        "versions": {"python": sys.version.split()[0]} | {package: version(package) for package in packages},
+        "commit": commit or None,
     }
 
 
 # --- Main -------------------------------------------------------------------------------------------------------------
 
 
+def check(args: Args) -> None:
+    """Exit with a sentence where an argument cannot work."""
+    for f in fields(args):
+        if f.type is int and f.name != "seed" and getattr(args, f.name) < 1:
+            sys.exit(f"--{f.name.replace('_', '-')} must be at least 1.")
+    if args.alpha_init <= 0 or not 0 <= args.ema < 1:
+        sys.exit("--alpha-init must be positive, and --ema at least 0 and below 1.")
+    if args.render_video and not args.eval:
+        sys.exit("--render-video records a saved actor: name its run directory with --eval.")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        sys.exit("--device cuda: PyTorch finds no GPU here; use --device cpu, or install a CUDA build of PyTorch.")
+    if args.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        sys.exit("--compile needs a C++ compiler, and none is on the PATH: install g++, or train without --compile.")
+
+
 def main(args: Args) -> None:
-    if args.eval:
-        return evaluate_saved(args)
     checkpoint = None
     if args.resume:
         given = [f.name for f in fields(args) if f.name != "resume" and getattr(args, f.name) != f.default]
@@ -555,54 +572,50 @@ def main(args: Args) -> None:
             sys.exit(f"--resume takes every argument from the run: drop --{' --'.join(given).replace('_', '-')}.")
         config = read_config(args.resume)
         paths = [Path(args.resume).resolve().parent / name for name in config["group"]]
-        if (paths[0] / "result.json").exists():
+        if (paths[-1] / "result.json").exists():
             sys.exit(f"{args.resume} is complete: see its result.json.")
         if not (paths[0] / "checkpoint.pt").exists():
             sys.exit(f"{paths[0]} holds no checkpoint.pt: the run ended before its first one, so start it anew.")
-        args = Args(**config["args"])
-        checkpoint = torch.load(paths[0] / "checkpoint.pt", weights_only=True)
-    for f in fields(args):
-        if f.type is int and f.name != "seed" and getattr(args, f.name) < 1:
-            sys.exit(f"--{f.name.replace('_', '-')} must be at least 1.")
+        args, checkpoint = Args(**config["args"]), load_tensors(paths[0] / "checkpoint.pt")
+    check(args)
+    if args.eval:
+        return evaluate_saved(args)
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        sys.exit("--device cuda: PyTorch finds no GPU here; use --device cpu, or install a CUDA build of PyTorch.")
     torch.set_float32_matmul_precision(args.matmul_precision)
 
     # --- Environment, data, agent ---
     try:
         env = gymnasium.make(args.env_id)
-    except gymnasium.error.Error as error:
+    except (gymnasium.error.Error, ImportError, RuntimeError) as error:
         sys.exit(f"--env-id {args.env_id}: {error} (`python -m d4rl_gymnasium list` shows D4RL's tasks.)")
     dataset = d4rl.find_dataset(env, args.dataset_path)
     if checkpoint and checkpoint["dataset_sha256"] != dataset.sha256:
         sys.exit(f"{dataset.path} is not the file that this run was trained on: its sha256 differs.")
-    data = d4rl.qlearning_dataset(env, dataset)
-    agent = Agent(args, data, env.action_space.low, env.action_space.high, device)
+    agent = Agent(args, d4rl.qlearning_dataset(env, dataset), env.action_space.low, env.action_space.high, device)
     seeds = [args.seed + k for k in range(args.num_seeds)]
     step, seconds, history = 0, 0.0, [[] for _ in seeds]  # history: each seed's rows of metrics.csv
     if checkpoint:
         agent.load(checkpoint["tensors"], checkpoint["generators"])
         step, seconds, history = checkpoint["step"], checkpoint["seconds"], checkpoint["history"]
     else:
-        name = f"{args.env_id.replace('/', '-')}__{Path(__file__).stem}__%d__{time.strftime('%Y%m%d-%H%M%S')}"
+        timestamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+        name = f"{args.env_id.replace('/', '-')}__{Path(__file__).stem}__%d__{timestamp}"
         paths = [Path(args.runs_dir) / (name % seed) for seed in seeds]
         for seed, path in zip(seeds, paths, strict=True):
             path.mkdir(parents=True)
-            save_json(path / "config.json", {"seed": seed} | describe(args, device, dataset, paths))
-    print(f"{args.env_id}: {len(data['rewards']):,} transitions ({dataset.source}), on {device}", *paths, sep="\n")
+            save_json(path / "config.json", describe(args, seed, device, dataset, paths))
+    print(f"{args.env_id}: {len(agent.rows):,} transitions ({dataset.source}), on {device}", *paths, sep="\n")
 
-    # --- Logging and checkpoints ---
-    writers = [SummaryWriter(str(path), purge_step=step + 1) for path in paths]
-    trackers = []
+    # --- Logging, checkpoints, Ctrl-C ---
+    writers, trackers = [SummaryWriter(str(path), purge_step=step + 1) for path in paths], []
     if args.track:
         import wandb
 
-        trackers = [
-            wandb.init(project="aspc", name=path.name, id=path.name, resume="allow", reinit="create_new",
-                       config=json.loads((path / "config.json").read_text()))
-            for path in paths
-        ]  # fmt: skip
+        for path in paths:
+            trackers.append(
+                wandb.init(project="aspc", name=path.name, id=path.name, config=read_config(str(path)),
+                           resume="allow", reinit="create_new")
+            )
 
     def log(k: int, values: dict[str, float | None]) -> None:
         values = {tag: value for tag, value in values.items() if value is not None}
@@ -612,34 +625,35 @@ def main(args: Args) -> None:
             trackers[k].log(values, step=step)
 
     def require_finite(tensors: dict[str, Tensor]) -> None:
+        """Stop at the first quantity, (K, ...), that is not finite, before it can reach a checkpoint."""
         for name, tensor in tensors.items():
-            for k in (~torch.isfinite(tensor.reshape(len(seeds), -1))).any(1).nonzero() if tensor.ndim else ():
-                sys.exit(f"Seed {seeds[k]} diverged: {name} is not finite at step {step}. "
-                         f"{paths[0]} keeps its last good checkpoint.")  # fmt: skip
+            for seed, value in zip(seeds, tensor if tensor.ndim else [], strict=False):
+                if not value.isfinite().all():
+                    sys.exit(f"Seed {seed} diverged: {name} is not finite at step {step}; {paths[0]} keeps its last "
+                             "good checkpoint.")
 
     def save_checkpoint() -> None:
         require_finite(agent.tensors())
         state = {
             "step": step, "seconds": seconds, "history": history, "dataset_sha256": dataset.sha256,
             "tensors": agent.tensors(), "generators": [generator.get_state() for generator in agent.generators],
-        }  # fmt: skip
+        }
         save(paths[0] / "checkpoint.pt", lambda part: torch.save(state, part))
         for k, path in enumerate(paths):
             save(path / "actor.pt", lambda part, k=k: torch.save(agent.saved_actor(k), part))
 
-    signals = []
+    stop = []
 
     def request_stop(number: int, _) -> None:
-        signals.append(number)
+        stop.append(number)
         signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, request_stop)
+    handlers = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
 
     # --- Training ---
     bar = tqdm(total=args.total_steps, initial=step, unit="step", dynamic_ncols=True)
     start, start_step = time.time(), step
-    while step < args.total_steps and not signals:
+    while step < args.total_steps and not stop:
         agent.advance()
         step += agent.period_steps
         bar.update(agent.period_steps)
@@ -647,51 +661,52 @@ def main(args: Args) -> None:
             step % interval < agent.period_steps or step >= args.total_steps
             for interval in (LOG_INTERVAL, args.eval_interval, args.checkpoint_interval)
         )
-        if log_due or eval_due or checkpoint_due or signals:
-            require_finite(agent.metrics)
-            metrics = {tag: value.tolist() for tag, value in agent.metrics.items()}  # waits for the device
-            updates_per_second = (step - start_step) / (time.time() - start)
-            seconds += time.time() - start
-            for k in range(len(seeds)):
-                log(k, {tag: value[k] for tag, value in metrics.items()} | {"charts/SPS": updates_per_second})
-            if eval_due:
-                for k, returns in enumerate(evaluate(agent.act, args.env_id, seeds, args.eval_episodes)):
-                    evaluation = {
-                        "charts/episodic_return": returns.mean().item(),
-                        "charts/normalized_score": normalized_score(args.env_id, returns),
-                    }
-                    log(k, evaluation)
-                    losses = {tag: value[k] for tag, value in metrics.items()}
-                    history[k].append(
-                        {"step": step, "seconds": seconds, "charts/SPS": updates_per_second} | evaluation
-                        | {"episodic_return_std": returns.std().item()} | losses
-                    )  # fmt: skip
-                    save_csv(paths[k] / "metrics.csv", history[k])
-            if checkpoint_due or signals:
-                save_checkpoint()
-            scores = [rows[-1]["charts/normalized_score"] or math.nan for rows in history if rows]
-            bar.set_postfix_str(f"score {np.round(scores, 1)}, alpha {np.round(metrics['aspc/alpha'], 2)}")
-            start, start_step = time.time(), step
+        if not (log_due or eval_due or checkpoint_due or stop):
+            continue
+        require_finite(agent.metrics)  # waits for the device
+        updates_per_second = (step - start_step) / (time.time() - start)
+        seconds += time.time() - start
+        metrics = [{tag: value[k].item() for tag, value in agent.metrics.items()} for k in range(len(seeds))]
+        for k in range(len(seeds)):
+            log(k, metrics[k] | {"charts/SPS": updates_per_second})
+        if eval_due:
+            for k, returns in enumerate(evaluate(agent.act, args.env_id, seeds, args.eval_episodes)):
+                evaluation = {
+                    "charts/episodic_return": returns.mean().item(),
+                    "charts/normalized_score": normalized_score(args.env_id, returns),
+                }
+                log(k, evaluation)
+                row = {"step": step, "seconds": seconds, "charts/SPS": updates_per_second} | evaluation
+                history[k].append(row | {"episodic_return_std": returns.std().item()} | metrics[k])
+                save_csv(paths[k] / "metrics.csv", history[k])
+        if checkpoint_due or stop:
+            save_checkpoint()
+        scores = [rows[-1]["charts/normalized_score"] or math.nan for rows in history if rows]
+        alphas = [values["aspc/alpha"] for values in metrics]
+        bar.set_postfix_str(f"score {np.round(scores, 1)}, alpha {np.round(alphas, 2)}")
+        start, start_step = time.time(), step
     bar.close()
-    for writer in writers:
-        writer.close()
-    if signals:
+    for closing in writers:
+        closing.close()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    if stop:
         print(f"Stopped at step {step}. To continue: python {sys.argv[0]} --resume {paths[0]}")
-        sys.exit(128 + signals[0])
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
+        sys.exit(128 + stop[0])
 
     # --- Final evaluation ---
-    final = evaluate(agent.act, args.env_id, seeds, args.final_eval_episodes, progress=True)
+    final_returns = evaluate(agent.act, args.env_id, seeds, args.final_eval_episodes, progress=True)
     for k, path in enumerate(paths):
-        best = max(history[k], key=lambda row: row["charts/episodic_return"])
         result = {
-            "env_id": args.env_id, "script": Path(__file__).stem, "seed": seeds[k], "steps": step, "seconds": seconds,
-            "dataset": dataset.source, "final_score": normalized_score(args.env_id, final[k]),
-            "final_returns": final[k].tolist(), "last": history[k][-1], "best": best,
-        }  # fmt: skip
+            "env_id": args.env_id, "script": Path(__file__).stem, "seed": seeds[k], "dataset": dataset.source,
+            "steps": step, "seconds": seconds, "final_score": normalized_score(args.env_id, final_returns[k]),
+            "final_returns": final_returns[k].tolist(), "last": history[k][-1],
+            "best": max(history[k], key=lambda row: row["charts/episodic_return"]),
+        }
         save_json(path / "result.json", result)
-        print(f"Seed {seeds[k]}: {summary(args.env_id, final[k])}")
+        print(f"Seed {seeds[k]}: {summary(args.env_id, final_returns[k])}")
+    for tracker in trackers:
+        tracker.finish()
 
 
 if __name__ == "__main__":
@@ -700,6 +715,6 @@ if __name__ == "__main__":
     except d4rl.DatasetError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit("Interrupted.")
+        sys.exit("Interrupted. A run that has a checkpoint continues with --resume RUN_DIR.")
     except OSError as error:
-        sys.exit(f"{error}. What the run had saved before is intact: continue it with --resume.")
+        sys.exit(f"{error}. What was saved before is intact: continue with --resume RUN_DIR.")

@@ -137,9 +137,9 @@ def test_next_observations_of_the_file_are_not_used(tmp_path):
 @pytest.mark.parametrize("timeouts", [True, False])
 def test_a_million_rows_in_two_seconds(timeouts):
     raw = rows(1_000_000, 17, 6, timeouts=timeouts, end=0.005)
-    start = time.perf_counter()
+    start = time.process_time()  # not the clock on the wall: other processes may share the core
     d4rl.qlearning_dataset(env_like("walker2d-medium-v2"), raw)
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0
 
 
 def test_no_timeouts_and_no_horizon():
@@ -313,6 +313,16 @@ def test_own_data_for_any_environment(tmp_path):
         d4rl.find_dataset(env)
 
 
+def test_the_lines_of_the_docs_write_such_a_file(tmp_path, monkeypatch):
+    text = (REPOSITORY / "docs" / "data.md").read_text()
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "h5py" in block)
+    monkeypatch.chdir(tmp_path)
+    exec(code, rows())
+    dataset = d4rl.find_dataset(env_like(), "my.hdf5")
+    assert dataset.source.startswith("given: my.hdf5 (my robot")
+    assert len(d4rl.qlearning_dataset(env_like(), dataset)["rewards"])
+
+
 def test_environments_of_another_kind():
     with pytest.raises(d4rl.DatasetError, match="actions of Discrete"):
         d4rl.find_dataset(gymnasium.make("CartPole-v1"), "any.hdf5")
@@ -418,7 +428,7 @@ class Host:
                 request.wfile.write(content[start : self.hold_after])
                 request.wfile.flush()
                 self.holding.set()
-                self.go_on.wait(30)
+                self.go_on.wait(120)
                 start = max(start, self.hold_after)
             request.wfile.write(content[start:end])
 
@@ -605,9 +615,9 @@ print(data.fetch(task).sha256)
 """
 
 
-def start_fetch(url, env_id, *collected_rows):
+def start(code, *arguments):
     return subprocess.Popen(
-        [sys.executable, "-c", FETCH, url, env_id, *map(str, collected_rows)],
+        [sys.executable, "-c", code, *map(str, arguments)],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -627,34 +637,34 @@ def read_until(stream, text):
 
 def test_two_processes_want_one_file(cache, host, hdf5_bytes):
     host.files[ON_HOST], host.hold_after = hdf5_bytes, 1000
-    first = start_fetch(host.url, HOPPER.env_id)
-    assert host.holding.wait(20)
-    second = start_fetch(host.url, HOPPER.env_id)
+    first = start(FETCH, host.url, HOPPER.env_id)
+    assert host.holding.wait(60)
+    second = start(FETCH, host.url, HOPPER.env_id)
     read_until(second.stderr, "Another process is getting")
     host.go_on.set()
     sha256 = hashlib.sha256(hdf5_bytes).hexdigest()
-    assert [process.communicate(timeout=20)[0].strip() for process in (first, second)] == [sha256] * 2
+    assert [process.communicate(timeout=60)[0].strip() for process in (first, second)] == [sha256] * 2
     assert host.requests == [(ON_HOST, None)]
 
 
 def test_a_download_that_is_killed_is_taken_over(cache, host, hdf5_bytes):
     """Its lock goes with the process; the one that waits goes on from the bytes that had arrived."""
     host.files[ON_HOST], host.hold_after = hdf5_bytes, 1_500_000
-    first = start_fetch(host.url, HOPPER.env_id)
-    assert host.holding.wait(20)
-    second = start_fetch(host.url, HOPPER.env_id)
+    first = start(FETCH, host.url, HOPPER.env_id)
+    assert host.holding.wait(60)
+    second = start(FETCH, host.url, HOPPER.env_id)
     read_until(second.stderr, "Another process is getting")
     wait_for(lambda: part_path(cache, host).exists() and part_path(cache, host).stat().st_size)
     assert not (cache / HOPPER.file_name).exists()
     host.hold_after = None
     first.kill()
     first.communicate()
-    assert second.communicate(timeout=20)[0].strip() == hashlib.sha256(hdf5_bytes).hexdigest()
+    assert second.communicate(timeout=60)[0].strip() == hashlib.sha256(hdf5_bytes).hexdigest()
     assert [path for path, _ in host.requests] == [ON_HOST] * 2
     assert int(host.requests[1][1].removeprefix("bytes=").removesuffix("-")) >= 1 << 20
 
 
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -665,14 +675,14 @@ def test_a_process_waits_while_another_collects(cache):
     path = data.collected_path(UMAZE)
     path.parent.mkdir(parents=True)
     with filelock.FileLock(path.with_name(f".{path.name}.lock")):
-        process = start_fetch("http://127.0.0.1:9", UMAZE.env_id)
+        process = start(FETCH, "http://127.0.0.1:9", UMAZE.env_id)
         read_until(process.stderr, "Another process is getting")
         write(path, rows(20, 4, 2), {"source": "by the other process"})
-    assert process.communicate(timeout=20)[0].strip() == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert process.communicate(timeout=60)[0].strip() == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_collection_that_is_killed_starts_clean(cache, monkeypatch):
-    process = start_fetch("http://127.0.0.1:9", UMAZE.env_id, 3_000_000)
+    process = start(FETCH, "http://127.0.0.1:9", UMAZE.env_id, 3_000_000)
     read_until(process.stderr, "Collecting 3,000,000 rows")
     time.sleep(0.5)
     process.kill()
@@ -923,17 +933,31 @@ def test_help(command):
     assert command()[0] == 2
 
 
-def test_ctrl_c(cache):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "d4rl_gymnasium", "fetch", UMAZE.env_id],
-        cwd=REPOSITORY,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    read_until(process.stderr, "Collecting")
-    time.sleep(0.3)
+CTRL_C = """
+import sys, time
+from d4rl_gymnasium import __main__, maze2d, tasks
+tasks.HOST, sys.argv = sys.argv[1] + "/host", ["d4rl_gymnasium", "fetch", sys.argv[2]]
+
+def collect(**arguments):
+    print("collecting", file=sys.stderr, flush=True)
+    time.sleep(60)
+
+maze2d.collect = collect
+__main__.main()
+"""
+
+
+@pytest.mark.parametrize("task", [HOPPER, UMAZE], ids=["download", "collection"])
+def test_ctrl_c(cache, host, hdf5_bytes, task):
+    host.files[ON_HOST], host.hold_after = hdf5_bytes, 1_500_000
+    process = start(CTRL_C, host.url, task.env_id)
+    if task is HOPPER:
+        assert host.holding.wait(60)
+        wait_for(lambda: part_path(cache, host).exists() and part_path(cache, host).stat().st_size)
+    else:
+        read_until(process.stderr, "collecting\n")
     process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=20)[1]
+    errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert "Stopped." in errors and "Traceback" not in errors
-    assert leftovers(cache) == []
+    assert leftovers(cache) == ([part_path(cache, host).name] if task is HOPPER else [])
