@@ -167,13 +167,14 @@ def main(args: Args) -> None:
         rows.append({"variant": name, "ms_per_step": float(np.median(values)), "speedup": ratio.tolist()})
         print(f"{name:40} {np.median(values):8.3f} ms/step   {ratio[0]:.2f}x plain ({ratio[1]:.2f} to {ratio[2]:.2f})")
     for mode in [name.removeprefix("aspc_td3bc ") for name in times if name.startswith("aspc_td3bc ")]:
-        overhead = np.quantile(np.array(times[f"aspc_td3bc {mode}"]) / times[f"baselines.td3bc {mode}"], (0.5, 0.25, 0.75))
+        ratios = np.array(times[f"aspc_td3bc {mode}"]) / times[f"baselines.td3bc {mode}"]
+        overhead = np.quantile(ratios, (0.5, 0.25, 0.75))
         rows.append({"variant": f"ASPC over TD3+BC, {mode}", "time_ratio": overhead.tolist()})
         print(f"ASPC's time over TD3+BC's, {mode:14} {overhead[0]:.3f} ({overhead[1]:.3f} to {overhead[2]:.3f})")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if args.device.startswith("cuda"):
         peak = torch.cuda.max_memory_allocated() / 2**20
-    print(f"peak memory of all variants together: {peak:.0f} MiB; {torch.get_num_threads()} threads, load {os.getloadavg()[0]}")
+    print(f"{torch.get_num_threads()} threads, system load {os.getloadavg()[0]}, peak memory of all {peak:.0f} MiB")
     if args.out:
         info = {"args": vars(args), "torch": torch.__version__, "threads": torch.get_num_threads(), "peak_mib": peak}
         Path(args.out).write_text(json.dumps(info | {"rows": rows, "times_ms": times}, indent=2) + "\n")

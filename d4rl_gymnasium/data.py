@@ -77,6 +77,7 @@ def qlearning_dataset(
         _require_keys(dataset, "the dataset")
         raw = _checked({key: dataset[key] for key in (*RAW_KEYS, "timeouts") if key in dataset}, "the dataset")
         _check_fits(raw, env, "the dataset")
+        _check_bounds(raw, env, "the dataset")
 
     keep = ~final_rows(raw, env.spec.max_episode_steps if env.spec else None)[:-1]
     if not keep.any():
@@ -126,6 +127,8 @@ def read_dataset(dataset: DatasetFile, env: gymnasium.Env) -> dict[str, np.ndarr
     """
     raw = load(dataset.path)
     _check_fits(raw, env, str(dataset.path))
+    if not dataset.source.startswith("D4RL"):  # D4RL's own files are taken as they are: its environments clip
+        _check_bounds(raw, env, str(dataset.path))
     return raw
 
 
@@ -231,20 +234,26 @@ def _checked(raw: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
 
 
 def _check_fits(raw: Mapping[str, np.ndarray], env: gymnasium.Env, name: str) -> None:
-    """DatasetError unless the rows have the dimensions of the environment's spaces and the actions lie within them."""
+    """DatasetError unless the rows have the dimensions of the environment's spaces."""
     check_spaces(env)
-    env_id, actions = _env_id(env), env.action_space
-    for key, space in (("observations", env.observation_space), ("actions", actions)):
+    env_id = _env_id(env)
+    for key, space in (("observations", env.observation_space), ("actions", env.action_space)):
         if raw[key].shape[1:] != space.shape:
             raise DatasetError(
                 f"{name} is not data for {env_id}: its {key} have {raw[key].shape[1]} dimensions, "
                 f"those of {env_id} have {space.shape[0]}."
             )
+
+
+def _check_bounds(raw: Mapping[str, np.ndarray], env: gymnasium.Env, name: str) -> None:
+    """DatasetError unless the actions lie within the environment's bounds."""
+    actions = env.action_space
     slack = 1e-4 * (actions.high - actions.low)  # rounding, not another scale
     outside = (raw["actions"] < actions.low - slack) | (raw["actions"] > actions.high + slack)
     if outside.any():
         raise DatasetError(
-            f"{name}: actions reach from {raw['actions'].min():.3g} to {raw['actions'].max():.3g}, but {env_id} takes "
+            f"{name}: actions reach from {raw['actions'].min():.3g} to {raw['actions'].max():.3g}, but "
+            f"{_env_id(env)} takes "
             f"{actions.low.min():.3g} to {actions.high.max():.3g}; scale or clip them as the environment would."
         )
 

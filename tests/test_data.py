@@ -255,6 +255,12 @@ def test_rounding_beyond_the_bounds_is_accepted():
     assert len(d4rl.qlearning_dataset(env_like(), raw)["actions"])
 
 
+def test_d4rl_own_actions_are_taken_as_they_are(tmp_path):
+    path = write(tmp_path / "hopper_medium-v2.hdf5", changed(actions=lambda a: 3 * a))
+    dataset = d4rl.DatasetFile(path, "", "D4RL (found in its cache directory)")
+    assert np.abs(d4rl.read_dataset(dataset, env_like())["actions"]).max() > 1
+
+
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
 def test_a_file_cut_short(tmp_path, hdf5_bytes, share):
     path = tmp_path / "own.hdf5"

@@ -1,4 +1,4 @@
-"""What a CUDA graph demands of a period, checked without a GPU: it touches the device alone, its memory does not grow."""
+"""What a CUDA graph demands of a period, checked without a GPU: it stays on the device and its memory does not grow."""
 
 import gc
 
