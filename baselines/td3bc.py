@@ -503,6 +503,8 @@ def main(args: Args) -> None:
     if args.eval:
         return evaluate_saved(args)
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
     torch.set_float32_matmul_precision(args.matmul_precision)
 
     # --- Environment, data, agent ---

@@ -1,0 +1,664 @@
+"""What a run leaves behind, and how it behaves when it is interrupted, diverges, meets a full disk or bad input."""
+
+import csv
+import errno
+import hashlib
+import importlib.machinery
+import itertools
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import gymnasium
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, A, S, load_script, make_agent, random_data
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+
+import d4rl_gymnasium as d4rl
+
+SCRIPTS = ["aspc_td3bc", "baselines/td3bc"]
+TAG = r"(?:charts|losses|aspc|td3bc)/[A-Za-z_]+"
+RUN = {  # a run of two seeds: evaluations at 120, 240, 360 and 400, checkpoints at 200 and 400
+    "env_id": "hopper-medium-v2", "num_seeds": 2, "total_steps": 400, "batch_size": 32, "device": "cpu",
+    "eval_interval": 120, "eval_episodes": 1, "final_eval_episodes": 2, "checkpoint_interval": 200,
+    "robust_critic": False,
+}  # fmt: skip
+SHORT = RUN | {"num_seeds": 1, "total_steps": 80, "eval_interval": 20, "checkpoint_interval": 40}
+
+each_script = pytest.mark.parametrize("script", SCRIPTS)
+
+
+# --- Helpers ----------------------------------------------------------------------------------------------------------
+
+
+def write_dataset(path: Path, observation_dim: int, action_dim: int, bound: float = 1.0, seed: int = 0) -> Path:
+    rng, rows = np.random.default_rng(seed), 300
+    with h5py.File(path, "w") as file:
+        file["observations"] = rng.normal(size=(rows, observation_dim)).astype(np.float32)
+        file["actions"] = rng.uniform(-bound, bound, (rows, action_dim)).astype(np.float32)
+        file["rewards"] = rng.normal(size=rows).astype(np.float32)
+        file["terminals"] = rng.random(rows) < 0.05
+        file["timeouts"] = np.arange(rows) % 50 == 49
+    return path
+
+
+@pytest.fixture(scope="module")
+def hopper(tmp_path_factory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "rows.hdf5", 11, 3)
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """Put back the handlers that a run which ended by an exception leaves installed."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def train(script: str, dataset: Path, runs: Path, arguments: dict) -> list[Path]:
+    """The directories of the finished run, one a seed."""
+    module = load_script(script)
+    module.main(module.Args(dataset_path=str(dataset), runs_dir=str(runs), **arguments))
+    return sorted(runs.iterdir())
+
+
+def resume(script: str, run: Path) -> None:
+    module = load_script(script)
+    module.main(module.Args(resume=str(run)))
+
+
+def after_period(monkeypatch, script: str, number: int, act) -> None:
+    """Call `act(agent)` after the `number`-th period that this process trains."""
+    agent_class, count = load_script(script).Agent, itertools.count(1)
+    original = agent_class.advance
+
+    def advance(agent):
+        original(agent)
+        if next(count) == number:
+            act(agent)
+
+    monkeypatch.setattr(agent_class, "advance", advance)
+
+
+def flags(arguments: dict) -> list[str]:
+    """Args as they stand on a command line."""
+    line = []
+    for name, value in arguments.items():
+        name = name.replace("_", "-")
+        line += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
+    return line
+
+
+def command(monkeypatch, script: str, *arguments: str):
+    """Run the script's command line in this process; what it hands to sys.exit (None if it ends by itself)."""
+    path = str(ROOT / f"{script}.py")
+    monkeypatch.setattr(sys, "argv", [path, *arguments])
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as stop:
+        return stop.code
+
+
+def checkpoint_of(run: Path) -> dict:
+    return torch.load(run / "checkpoint.pt", weights_only=True)
+
+
+def rows_of(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def events_of(run: Path) -> dict[str, list]:
+    accumulator = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    return {tag: accumulator.Scalars(tag) for tag in accumulator.Tags()["scalars"]}
+
+
+def assert_same_runs(ours: list[Path], theirs: list[Path]) -> None:
+    """Bit for bit, but for the clock."""
+    a, b = checkpoint_of(ours[0]), checkpoint_of(theirs[0])
+    assert a["step"] == b["step"] and a["tensors"].keys() == b["tensors"].keys()
+    different = [name for name, tensor in a["tensors"].items() if not torch.equal(tensor, b["tensors"][name])]
+    assert not different
+    assert all(torch.equal(x, y) for x, y in zip(a["generators"], b["generators"], strict=True))
+    for x, y in zip(ours, theirs, strict=True):
+        timeless = [
+            [{k: v for k, v in row.items() if k not in ("seconds", "charts/SPS")} for row in rows_of(run)]
+            for run in (x, y)
+        ]
+        assert timeless[0] == timeless[1]
+        actors = [torch.load(run / "actor.pt", weights_only=True) for run in (x, y)]
+        assert all(torch.equal(tensor, actors[1][name]) for name, tensor in actors[0].items())
+        results = [json.loads((run / "result.json").read_text()) for run in (x, y)]
+        assert results[0]["final_returns"] == results[1]["final_returns"]
+        assert results[0]["steps"] == results[1]["steps"]
+
+
+@pytest.fixture(scope="module", params=SCRIPTS)
+def finished(request, hopper, tmp_path_factory) -> types.SimpleNamespace:
+    """An uninterrupted run."""
+    runs = tmp_path_factory.mktemp("finished")
+    return types.SimpleNamespace(script=request.param, runs=train(request.param, hopper, runs, RUN))
+
+
+# --- Files of a run ---------------------------------------------------------------------------------------------------
+
+
+def test_files_of_a_run(finished, hopper):
+    script = Path(finished.script).name
+    for seed, run in enumerate(finished.runs):
+        assert re.fullmatch(rf"hopper-medium-v2__{script}__{seed}__\d{{8}}-\d{{6}}-\d+", run.name)
+        names = {path.name for path in run.iterdir() if not path.name.startswith("events.out.tfevents.")}
+        expected = {"config.json", "metrics.csv", "actor.pt", "result.json"}
+        assert names == (expected | {"checkpoint.pt"} if seed == 0 else expected)  # and nothing half-written
+
+        config = json.loads((run / "config.json").read_text())
+        given = RUN | {"seed": 0, "dataset_path": str(hopper)}
+        assert {name: config["args"][name] for name in given} == given
+        assert config["args"].keys() == load_script(finished.script).Args.__dataclass_fields__.keys()
+        assert (config["script"], config["seed"], config["device"]) == (script, seed, "cpu")
+        assert config["group"] == [path.name for path in finished.runs]
+        sha256 = hashlib.sha256(hopper.read_bytes()).hexdigest()
+        assert config["dataset"] == {"path": str(hopper), "sha256": sha256, "source": "given: rows.hdf5"}
+        assert config["versions"]["torch"] == torch.__version__
+        assert config["versions"].keys() >= {"python", "numpy", "gymnasium", "mujoco"}
+        if (ROOT / ".git").exists():
+            assert re.fullmatch("[0-9a-f]{40}", config["commit"])
+
+        rows = rows_of(run)
+        assert [row["step"] for row in rows] == ["120", "240", "360", "400"]
+        assert rows[0].keys() >= {"seconds", "charts/SPS", "charts/episodic_return", "episodic_return_std"}
+        assert all(np.isfinite(float(value)) for row in rows for value in row.values())
+
+        result = json.loads((run / "result.json").read_text())
+        assert (result["env_id"], result["script"], result["seed"]) == ("hopper-medium-v2", script, seed)
+        assert (result["steps"], result["dataset"], len(result["final_returns"])) == (400, "given: rows.hdf5", 2)
+        score = 100 * d4rl.get_normalized_score("hopper-medium-v2", np.mean(result["final_returns"]))
+        assert result["final_score"] == pytest.approx(score)
+        as_text = [{name: str(value) for name, value in result[which].items()} for which in ("last", "best")]
+        assert as_text == [rows[-1], max(rows, key=lambda row: float(row["charts/episodic_return"]))]
+        assert result["seconds"] == result["last"]["seconds"] > 0
+
+        actor = torch.load(run / "actor.pt", weights_only=True)
+        final = {name.removeprefix("actor."): t for name, t in checkpoint_of(finished.runs[0])["tensors"].items()}
+        assert all(torch.equal(t, final[name][seed]) for name, t in actor.items() if name.startswith("net."))
+
+
+def test_tags_are_those_of_the_glossary(finished):
+    page = (ROOT / "docs" / f"{Path(finished.script).name}.md").read_text()
+    table = "\n".join(line for line in page.splitlines() if line.startswith("|"))
+    listed = set(re.findall(rf"`({TAG})`", table))
+    for run in finished.runs:
+        events = events_of(run)
+        assert listed == set(events)
+        assert {column for column in rows_of(run)[0] if "/" in column} == listed
+        assert [event.step for event in events["charts/episodic_return"]] == [120, 240, 360, 400]
+
+
+# --- Interruptions ----------------------------------------------------------------------------------------------------
+
+
+def test_resumed_run_equals_an_uninterrupted_one(finished, hopper, tmp_path, monkeypatch, capsys):
+    """Ctrl-C after 200 of 400 steps."""
+    with monkeypatch.context() as patch:
+        after_period(patch, finished.script, 10, lambda agent: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(SystemExit) as stop:
+            train(finished.script, hopper, tmp_path, RUN)
+    runs = sorted(tmp_path.iterdir())
+    assert stop.value.code == 128 + signal.SIGINT
+    assert f"--resume {runs[0]}" in capsys.readouterr().out
+    assert checkpoint_of(runs[0])["step"] == 200 and not (runs[0] / "result.json").exists()
+    torch.manual_seed(12345)  # a fresh process would not have the old one's global generators
+    resume(finished.script, runs[1])  # any directory of the group names it
+    assert_same_runs(runs, finished.runs)
+
+
+@each_script
+@pytest.mark.parametrize("moment", ["start", "update", "evaluation", "progress bar"])
+def test_a_signal_at_any_moment_leaves_a_checkpoint(script, moment, hopper, tmp_path, monkeypatch, capsys):
+    module = load_script(script)
+    owner, name = {
+        "start": (module, "tqdm"),
+        "update": (module.Agent, "advance"),
+        "evaluation": (module, "evaluate"),
+        "progress bar": (module.tqdm, "set_postfix_str"),
+    }[moment]
+    original = getattr(owner, name)
+
+    def interrupted(*args, **kwargs):
+        result = original(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        with pytest.raises(SystemExit) as stop:
+            train(script, hopper, tmp_path, SHORT | {"total_steps": 20_000, "checkpoint_interval": 10_000})
+    assert stop.value.code == 128 + signal.SIGTERM
+    (run,) = tmp_path.iterdir()
+    step = int(re.search(r"Stopped at step (\d+)", capsys.readouterr().out)[1])
+    assert step <= 20
+    assert checkpoint_of(run)["step"] == step
+
+
+def test_diverged_run_keeps_its_checkpoint(finished, hopper, tmp_path, monkeypatch):
+    """Seed 1 turns NaN in step 300, is found out at 360, and the run is taken up again at 200."""
+
+    class Unbuffered(SummaryWriter):  # so that there are events behind the checkpoint, which the resumed run must purge
+        def add_scalar(self, *args, **kwargs):
+            super().add_scalar(*args, **kwargs)
+            self.flush()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(load_script(finished.script), "SummaryWriter", Unbuffered)
+        after_period(patch, finished.script, 15, lambda agent: agent.actor["net.0.weight"][1, 0, 0].fill_(torch.nan))
+        with pytest.raises(SystemExit) as stop:
+            train(finished.script, hopper, tmp_path, RUN)
+    runs = sorted(tmp_path.iterdir())
+    message = stop.value.code
+    assert re.search(r"\b[Ss]eed 1\b", message) and re.search(r"\bstep 360\b", message) and str(runs[0]) in message
+    assert re.search(r"\blosses/(critic|actor|q)\b", message)
+    checkpoint = checkpoint_of(runs[0])
+    assert checkpoint["step"] == 200
+    assert all(tensor.isfinite().all() for tensor in checkpoint["tensors"].values())
+    assert [row["step"] for row in rows_of(runs[0])] == ["120", "240"]
+    resume(finished.script, runs[0])
+    assert_same_runs(runs, finished.runs)
+    for run in runs:
+        for tag, events in events_of(run).items():
+            steps = [event.step for event in events]
+            assert steps == sorted(set(steps)) and steps[-1] == 400, tag
+        assert [event.step for event in events_of(run)["charts/episodic_return"]] == [120, 240, 360, 400]
+
+
+@each_script
+def test_state_that_is_not_finite_never_reaches_a_checkpoint(script, hopper, tmp_path, monkeypatch):
+    """After the metrics were computed, and in a tensor that they do not show."""
+    infinite = lambda agent: agent.target_critics["net.0.bias"][0, 1, 0].fill_(torch.inf)  # noqa: E731
+    after_period(monkeypatch, script, 4, infinite)
+    with pytest.raises(SystemExit, match=r"Seed 0 .*target_critics\.net\.0\.bias.* step 80\b"):
+        train(script, hopper, tmp_path, SHORT)
+    (run,) = tmp_path.iterdir()
+    assert checkpoint_of(run)["step"] == 40
+
+
+@each_script
+def test_events_outlive_a_diverged_run(script, hopper, tmp_path, monkeypatch):
+    """The curves before the divergence are what one wants to see."""
+    after_period(monkeypatch, script, 3, lambda agent: agent.actor["net.0.weight"].fill_(torch.nan))
+    with pytest.raises(SystemExit):
+        train(script, hopper, tmp_path, SHORT)
+    (run,) = tmp_path.iterdir()
+    assert [event.step for event in events_of(run)["charts/episodic_return"]] == [20, 40, 60]
+
+
+@each_script
+@pytest.mark.parametrize("failure", ["raised", "real"])
+def test_full_disk_keeps_the_previous_checkpoint(script, failure, hopper, tmp_path, monkeypatch):
+    """`real` lets the operating system refuse the bytes, through the device that is always full."""
+    if failure == "real" and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    save, calls = torch.save, itertools.count(1)
+
+    def full(value, path, *args, **kwargs):
+        if next(calls) <= 2:  # the checkpoint at step 40, and its actor
+            return save(value, path, *args, **kwargs)
+        if failure == "raised":
+            Path(path).write_bytes(b"half a checkpoint")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        Path(path).symlink_to("/dev/full")
+        save(value, path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    message = command(monkeypatch, script, *flags(SHORT | {"dataset_path": hopper, "runs_dir": tmp_path}))
+    assert isinstance(message, str) and "--resume" in message and "\n" not in message
+    (run,) = tmp_path.iterdir()
+    assert checkpoint_of(run)["step"] == 40
+    assert not list(run.glob("*.part"))
+    monkeypatch.undo()
+    resume(script, run)
+    assert json.loads((run / "result.json").read_text())["steps"] == 80
+
+
+def test_resume_refuses(finished, hopper, tmp_path, monkeypatch):
+    """What cannot be continued, with a sentence that says why."""
+    resumed = lambda *arguments: command(monkeypatch, finished.script, "--resume", *map(str, arguments))  # noqa: E731
+    for run in finished.runs:
+        assert "complete" in resumed(run)
+    runs = [shutil.copytree(run, tmp_path / run.name) for run in finished.runs]
+    (runs[1] / "result.json").unlink()  # as if killed in the final evaluation
+    assert "--total-steps" in resumed(runs[0], "--total-steps", 800)
+    other = next(script for script in SCRIPTS if script != finished.script)
+    assert Path(finished.script).name in command(monkeypatch, other, "--resume", str(runs[0]))
+
+    config = json.loads((runs[0] / "config.json").read_text())
+    config["args"]["dataset_path"] = str(write_dataset(tmp_path / "rows.hdf5", 11, 3, seed=1))
+    (runs[0] / "config.json").write_text(json.dumps(config))
+    assert "sha256" in resumed(runs[0])
+    (tmp_path / "rows.hdf5").unlink()
+    assert str(tmp_path / "rows.hdf5") in resumed(runs[0])
+    whole = (runs[0] / "checkpoint.pt").read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"no checkpoint", b""):
+        (runs[0] / "checkpoint.pt").write_bytes(damaged)
+        message = resumed(runs[0])
+        assert "checkpoint.pt" in message and "\n" not in message
+    (runs[0] / "checkpoint.pt").unlink()
+    assert "checkpoint.pt" in resumed(runs[0])
+    (runs[0] / "config.json").write_text("{}")
+    assert "run directory" in resumed(runs[0])
+
+
+def test_run_killed_in_its_final_evaluation_resumes(finished, tmp_path):
+    """In another place than where it was trained, too."""
+    runs = [shutil.copytree(run, tmp_path / run.name) for run in finished.runs]
+    (runs[1] / "result.json").unlink()
+    resume(finished.script, runs[0])
+    assert_same_runs(runs, finished.runs)
+
+
+@pytest.mark.parametrize(("script", "number"), zip(SCRIPTS, (signal.SIGTERM, signal.SIGINT), strict=True))
+def test_copied_alone_stopped_and_continued(script, number, hopper, tmp_path):
+    """The file in an empty directory, with no other part of this repository than the installed package."""
+    packages, project = tmp_path / "packages", tmp_path / "project"
+    packages.mkdir()
+    project.mkdir()
+    shutil.copytree(ROOT / "d4rl_gymnasium", packages / "d4rl_gymnasium", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / f"{script}.py", project)
+    environment = os.environ | {"PYTHONPATH": str(packages), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    options = {"cwd": project, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    arguments = (
+        f"{Path(script).name}.py --env-id hopper-medium-v2 --dataset-path {hopper} --total-steps 400 --batch-size 32 "
+        "--device cpu --eval-interval 20 --eval-episodes 1 --final-eval-episodes 2"
+    )
+    process = subprocess.Popen([sys.executable, *shlex.split(arguments)], **options)
+    try:
+        while process.poll() is None and not list(project.glob("runs/*/metrics.csv")):
+            time.sleep(0.01)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
+    (run,) = project.glob("runs/*")
+    step = checkpoint_of(run)["step"]
+    assert 20 <= step < 400
+    assert json.loads((run / "config.json").read_text())["commit"] is None
+
+    following = re.search(r"python (.*--resume .*)", output)[1]
+    again = subprocess.run([sys.executable, *shlex.split(following)], **options)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((run / "result.json").read_text())["steps"] == 400
+    assert [int(row["step"]) for row in rows_of(run)] == list(range(20, 401, 20))
+    assert len(list(project.glob("runs/*"))) == 1
+
+
+# --- Seeds ------------------------------------------------------------------------------------------------------------
+
+
+def seed_by_seed(script: str, **arguments) -> tuple[dict, dict, dict]:
+    """All state after 60 steps: of seeds 1 and 2 when trained as the second and third of three, and of seed 1 alone."""
+    together, alone = make_agent(script, num_seeds=3, **arguments), make_agent(script, seed=1, **arguments)
+    for agent in (together, alone):
+        for _ in range(60 // agent.period_steps):
+            agent.advance()
+    pick = lambda agent, k: {name: t[k] for name, t in agent.tensors().items() if t.ndim}  # noqa: E731
+    return pick(together, 1), pick(together, 2), pick(alone, 0)
+
+
+def largest_difference(x: dict, y: dict) -> dict[str, float]:
+    return {name: (x[name] - y[name]).abs().max().item() for name in x}
+
+
+@each_script
+def test_seeds_are_independent(float64, script):
+    one, two, alone = seed_by_seed(script)
+    same, other = largest_difference(one, alone), largest_difference(two, alone)
+    for name, tensor in alone.items():
+        assert same[name] <= 1e-12 * max(1.0, tensor.abs().max().item()), name
+        assert other[name] > 1e-6 * tensor.abs().max().item(), name
+    if script == "aspc_td3bc":
+        assert {"rho", "ema"} <= alone.keys()
+
+
+@each_script
+def test_seeds_are_independent_in_float32(script):
+    """The rounding of a batched product differs from that of a single one. Adam makes up to LEARNING_RATE of it at each
+    step where a gradient is itself no more than rounding; a tenth of one step is far below what a foreign batch does.
+    """
+    module = load_script(script)
+    one, two, alone = seed_by_seed(script)
+    same, other = largest_difference(one, alone), largest_difference(two, alone)
+    for name in alone:
+        if ".adam." not in name:
+            assert same[name] < 0.1 * module.LEARNING_RATE, name
+    assert min(other[name] for name in other if name.endswith("net.0.weight")) > 0.1
+
+
+# --- Bad input --------------------------------------------------------------------------------------------------------
+
+BAD_INPUT = {
+    "unknown task": ("--env-id hoper-medium-v2", "hoper-medium-v2"),
+    "missing dataset": ("--dataset-path {tmp}/missing.hdf5", "missing.hdf5 is not there"),
+    "another task's data": ("--env-id walker2d-medium-v2", "not data for walker2d-medium-v2"),
+    "not HDF5": ("--dataset-path {tmp}/text.hdf5", "not an HDF5 file"),
+    "no data for an own task": ("--env-id Pendulum-v1 --dataset-path {tmp}/missing.hdf5", "missing.hdf5"),
+    "discrete actions": ("--env-id CartPole-v1", "Box"),
+    "no seeds": ("--num-seeds 0", "--num-seeds must be at least 1"),
+    "negative seed": ("--seed -1", "--seed"),
+    "no steps": ("--total-steps 0", "--total-steps must be at least 1"),
+    "unknown device": ("--device gpu", "--device"),
+    "video without a run": ("--render-video film.mp4", "--eval"),
+    "wandb missing": ("--track", "pip install wandb"),
+    "evaluation of no run": ("--eval {tmp}", "is not a run directory"),
+    "evaluation of another project's folder": ("--eval {tmp}/other", "is not a run directory"),
+    "resumption of no run": ("--resume {tmp}", "is not a run directory"),
+    "runs_dir is a file": ("--runs-dir {tmp}/text.hdf5", "text.hdf5"),
+}
+BAD_INPUT_ASPC = {
+    "alpha starts at 0": ("--alpha-init 0", "--alpha-init must be positive"),
+    "no average": ("--ema 1", "--ema"),
+}
+
+
+@pytest.mark.parametrize(
+    ("script", "line", "words"),
+    [
+        pytest.param(script, *BAD_INPUT[name], id=f"{name}-{script}")
+        for script in SCRIPTS
+        for name in BAD_INPUT
+    ]
+    + [pytest.param("aspc_td3bc", *case, id=f"{name}-aspc_td3bc") for name, case in BAD_INPUT_ASPC.items()],
+)
+def test_bad_input_gets_a_sentence(script, line, words, hopper, tmp_path, monkeypatch):
+    (tmp_path / "text.hdf5").write_text("no data")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model": "other"}')
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    given = shlex.split(line.format(tmp=tmp_path))
+    rest = flags(SHORT | {"total_steps": 20, "dataset_path": hopper, "runs_dir": tmp_path / "runs"})
+    if not {"--eval", "--resume"} & set(given):
+        given = rest + given  # of two values the last counts
+    message = command(monkeypatch, script, *given)
+    assert isinstance(message, str), f"exit status {message}"
+    assert words in message
+    assert "\n" not in message and len(message) < 500
+    assert not list(tmp_path.glob("runs/*")), "refused only after the run had begun"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@each_script
+def test_gpu_where_there_is_none(script, monkeypatch):
+    assert "--device cpu" in command(monkeypatch, script, "--device", "cuda")
+
+
+def test_process_ends_with_the_sentence(tmp_path):
+    arguments = [sys.executable, str(ROOT / "aspc_td3bc.py"), "--dataset-path", str(tmp_path / "missing.hdf5")]
+    process = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert "missing.hdf5 is not there" in process.stderr and "Traceback" not in process.stderr
+
+
+# --- The saved actor --------------------------------------------------------------------------------------------------
+
+
+def test_saved_actor_evaluates_to_the_result(finished, monkeypatch, capsys):
+    module, returns = load_script(finished.script), []
+    evaluate = module.evaluate
+
+    def recorded(*args, **kwargs):
+        returns.append(evaluate(*args, **kwargs))
+        return returns[-1]
+
+    monkeypatch.setattr(module, "evaluate", recorded)
+    for run in finished.runs:
+        module.main(module.Args(eval=str(run), final_eval_episodes=2))
+        result = json.loads((run / "result.json").read_text())
+        # The trained actors ran as one batched network, this one alone: the same up to rounding
+        assert returns[-1][0] == pytest.approx(result["final_returns"], rel=1e-4)
+        printed = capsys.readouterr().out
+        assert f"return {returns[-1].mean():.1f} " in printed and "over 2 episodes" in printed
+        assert f"normalized score {module.normalized_score('hopper-medium-v2', returns[-1]):.1f}" in printed
+
+
+def test_damaged_actor(finished, tmp_path, monkeypatch):
+    run = shutil.copytree(finished.runs[0], tmp_path / "run")
+    whole = (run / "actor.pt").read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"no actor", b""):
+        (run / "actor.pt").write_bytes(damaged)
+        message = command(monkeypatch, finished.script, "--eval", str(run))
+        assert "actor.pt" in message and "\n" not in message
+    (run / "actor.pt").unlink()
+    assert "actor.pt" in command(monkeypatch, finished.script, "--eval", str(run))
+
+
+def opengl() -> str | None:
+    """A value of MUJOCO_GL with which MuJoCo renders here."""
+    probe = (
+        "import gymnasium, d4rl_gymnasium; env = gymnasium.make('hopper-medium-v2', render_mode='rgb_array'); "
+        "env.reset(); env.render()"
+    )
+    for backend in ("egl", "osmesa"):
+        environment = os.environ | {"MUJOCO_GL": backend}
+        process = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, env=environment, capture_output=True)
+        if process.returncode == 0:
+            return backend
+    return None
+
+
+def test_video(finished, tmp_path):
+    imageio = pytest.importorskip("imageio")
+    pytest.importorskip("imageio_ffmpeg")
+    if finished.script != SCRIPTS[0]:
+        pytest.skip("the scripts share this code")
+    backend = opengl()
+    if not backend:
+        pytest.skip("no OpenGL here")
+    video = tmp_path / "hopper.mp4"
+    arguments = [sys.executable, str(ROOT / f"{finished.script}.py"), "--eval", str(finished.runs[0]),
+                 "--final-eval-episodes", "1", "--render-video", str(video)]  # fmt: skip
+    environment = os.environ | {"MUJOCO_GL": backend, "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    frames = list(imageio.get_reader(video))
+    assert len(frames) == int(re.search(r"(\d+) frames", process.stdout)[1]) > 2
+    assert frames[0].std() > 0 and (frames[0] != frames[-1]).any()
+
+
+# --- Weights & Biases -------------------------------------------------------------------------------------------------
+
+
+class FakeWandb(types.ModuleType):
+    def __init__(self):
+        super().__init__("wandb")
+        self.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+        self.runs = []
+
+    def init(self, **settings):
+        run = types.SimpleNamespace(settings=settings, logged=[], finished=0)
+        run.log = lambda values, step: run.logged.append((step, values))
+        run.finish = lambda *args, **kwargs: setattr(run, "finished", run.finished + 1)
+        self.runs.append(run)
+        return run
+
+
+@each_script
+def test_weights_and_biases(script, hopper, tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with monkeypatch.context() as patch:
+        after_period(patch, script, 2, lambda agent: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(SystemExit):
+            train(script, hopper, tmp_path, SHORT | {"num_seeds": 2, "track": True})
+    paths = sorted(tmp_path.iterdir())
+    assert [run.settings["id"] for run in wandb.runs] == [path.name for path in paths]  # once a seed
+    resume(script, paths[0])
+    assert [run.settings["id"] for run in wandb.runs] == 2 * [path.name for path in paths]
+    for k, path in enumerate(paths):
+        before, after = wandb.runs[k], wandb.runs[2 + k]
+        assert after.settings["resume"] and after.finished == 1
+        assert after.settings["config"] == json.loads((path / "config.json").read_text())
+        logged = [(step, tag) for run in (before, after) for step, values in run.logged for tag in values]
+        rows = rows_of(path)
+        assert set(logged) == {(int(row["step"]), tag) for row in rows for tag in row if "/" in tag}
+        steps = [step for run in (before, after) for step, _ in run.logged]
+        assert steps == sorted(steps)
+        values = {(step, tag): value for run in (before, after) for step, v in run.logged for tag, value in v.items()}
+        for row in rows:
+            assert values[int(row["step"]), "losses/critic"] == float(row["losses/critic"])
+
+
+# --- Own data ---------------------------------------------------------------------------------------------------------
+
+
+@each_script
+def test_own_task_with_other_bounds(script, tmp_path):
+    dataset = write_dataset(tmp_path / "pendulum.hdf5", 3, 1, bound=2.0)
+    (run,) = train(script, dataset, tmp_path / "runs", SHORT | {"env_id": "Pendulum-v1", "total_steps": 40})
+    result = json.loads((run / "result.json").read_text())
+    assert result["final_score"] is None and result["last"]["charts/normalized_score"] is None
+    assert all(-2000 < value < 0 for value in result["final_returns"])
+    assert "charts/normalized_score" not in events_of(run)
+    saved = torch.load(run / "actor.pt", weights_only=True)
+    actor = load_script(script).Actor(saved["mean"], saved["std"], torch.tensor([-2.0]), torch.tensor([2.0]))
+    actor.load_state_dict(saved)
+    actions = actor(1000 * torch.randn(1000, 3))
+    assert 1 < actions.abs().max() <= 2
+    space = gymnasium.make("Pendulum-v1").action_space
+    assert (actions.min() >= space.low.item()) and (actions.max() <= space.high.item())
+
+
+@each_script
+def test_target_noise_scales_with_the_bounds(float64, script, monkeypatch):
+    """TD3's smoothing: at most half of the half range, and never beyond the bounds."""
+    module = load_script(script)
+    low, high = np.array([-2.0, -1.0, 0.0]), np.array([2.0, 1.0, 4.0])
+    data = random_data()
+    data["actions"] = low + (high - low) * (data["actions"] + 1) / 2
+    agent = module.Agent(module.Args(batch_size=4), data, low, high, "cpu")
+    batch = module.Batch(torch.randn(4, S), torch.randn(4, A), torch.randn(4, S), torch.randn(4), torch.zeros(4))
+    one = lambda params: {name: p[0] for name, p in params.items()}  # noqa: E731
+    target_actor = one(agent.target_actor)
+    target_actor["net.4.bias"] = torch.tensor([0.1, 2.0, 0.1])  # the second action is near its bound
+    seen, q = [], agent.q
+    monkeypatch.setattr(agent, "q", lambda critic, s, a: seen.append(a) or q(critic, s, a))
+    noise = torch.tensor([100.0, 1.0, -1.0])
+    agent.critic_loss(one(agent.critics), one(agent.target_critics), target_actor, batch, noise.expand(4, A))
+    pi = agent.pi(target_actor, batch.next_observations)
+    expected = pi + torch.tensor([0.5, 0.2, -0.2]) * torch.tensor([2.0, 1.0, 2.0])
+    expected = expected.clamp(torch.as_tensor(low), torch.as_tensor(high))
+    torch.testing.assert_close(seen[0], expected)
+    assert (expected[:, 1] == 1).all() and (pi[:, 1] < 1).all()
