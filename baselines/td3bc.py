@@ -354,15 +354,15 @@ def evaluate(act, env_id: str, seeds: list[int], episodes: int, progress: bool =
     )
     returns = np.zeros((len(seeds), episodes))
     running = np.ones((len(seeds), episodes), bool)
-    bar = tqdm(total=running.size, desc="final evaluation", unit="episode", disable=not progress, leave=False)
-    while running.any():
-        actions = act(observations)
-        for k, e in np.argwhere(running):
-            observations[k, e], reward, terminated, truncated, _ = envs[k][e].step(actions[k, e])
-            returns[k, e] += reward
-            running[k, e] = not (terminated or truncated)
-        bar.update(int((~running).sum()) - bar.n)
-    bar.close()
+    total = envs[0][0].spec.max_episode_steps
+    with tqdm(desc="evaluation", total=total, unit="step", leave=False, mininterval=1, disable=not progress) as bar:
+        while running.any():
+            actions = act(observations)
+            for k, e in np.argwhere(running):
+                observations[k, e], reward, terminated, truncated, _ = envs[k][e].step(actions[k, e])
+                returns[k, e] += reward
+                running[k, e] = not (terminated or truncated)
+            bar.update()
     return returns
 
 
@@ -575,7 +575,7 @@ def main(args: Args) -> None:
     handlers = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
 
     # --- Training ---
-    bar = tqdm(total=args.total_steps, initial=step, unit="step", dynamic_ncols=True)
+    bar = tqdm(total=args.total_steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1)
     start, start_step = time.time(), step
     while step < args.total_steps and not stop:
         agent.advance()

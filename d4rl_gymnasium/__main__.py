@@ -19,10 +19,10 @@ DOWNLOADS_AT_ONCE = 4
 
 
 def list_tasks(args: argparse.Namespace) -> None:
-    print(f"{'task':<27}{'obs':>4}{'act':>5}{'steps':>7}  data on this machine")
+    print(f"{'task':<29}{'obs':>4}{'act':>5}{'steps':>7}  data on this machine")
     for task in TASKS.values():
         facts = f"{task.observation_dim:>4}{task.action_dim:>5}{task.max_episode_steps:>7}"
-        print(f"{task.env_id:<27}{facts}  {local_state(task)}")
+        print(f"{task.env_id:<29}{facts}  {local_state(task)}")
     print(f"{len(TASKS)} tasks; their data belongs into {data.cache_directory()}")
 
 
