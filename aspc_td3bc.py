@@ -683,9 +683,9 @@ def main(args: Args) -> None:
                 save_csv(paths[k] / "metrics.csv", history[k])
         if checkpoint_due or stop:
             save_checkpoint()
-        scores = [rows[-1]["charts/normalized_score"] or math.nan for rows in history if rows]
-        alphas = [values["aspc/alpha"] for values in metrics]
-        bar.set_postfix_str(f"score {np.round(scores, 1)}, alpha {np.round(alphas, 2)}")
+        scores = np.array([rows[-1]["charts/normalized_score"] for rows in history if rows], float)
+        alphas = np.array([values["aspc/alpha"] for values in metrics])
+        bar.set_postfix_str(f"score {scores.round(1)}, alpha {alphas.round(2)}")
         start, start_step = time.time(), step
     bar.close()
     for closing in writers:

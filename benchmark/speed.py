@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchopt
 import tyro
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torchopt.transform import scale_by_adam
+from torchopt.transform.scale_by_adam import ScaleByAdamState
 from tqdm import tqdm
 
 S, A, N, B = 17, 6, 100_000, 256
@@ -106,11 +107,10 @@ class PlainLoop:
     def update_rho(self, gradient, alpha, s, a, pi) -> None:
         names, parameters = zip(*self.actor.named_parameters(), strict=True)
         states = [self.actor_adam.state[p] for p in parameters]
-        moments = torchopt.transform.scale_by_adam.ScaleByAdamState(
+        moments = ScaleByAdamState(
             *([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
         )
-        adam = torchopt.transform.scale_by_adam.scale_by_adam(eps_root=1e-30)
-        direction, _ = adam.update(list(gradient), moments, inplace=False)
+        direction, _ = scale_by_adam(eps_root=1e-30).update(list(gradient), moments, inplace=False)
         new_actor = {n: p - 3e-4 * x for n, p, x in zip(names, parameters, direction, strict=True)}
         new_pi = functional_call(self.actor, new_actor, s)
         q = self.critics[0](torch.cat([s, new_pi], 1))

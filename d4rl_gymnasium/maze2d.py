@@ -6,6 +6,7 @@ in both directions: the point can be anywhere in [-0.6, 0.2] around it. D4RL cal
 so do we: starts, goals and waypoints refer to it.
 """
 
+import math
 from collections import deque
 
 import mujoco
@@ -99,7 +100,7 @@ class Maze2dEnv(MujocoEnv):
         self.data.ctrl[:] = action  # MuJoCo clips it to the motors' [-1, 1]
         step_point(self.model, self.data)
         observation = self._get_obs()
-        reward = float(np.linalg.norm(observation[:2] - self.goal) <= 0.5)
+        reward = float(math.dist(observation[:2], self.goal) <= 0.5)
         if self.render_mode == "human":
             self.render()
         return observation, reward, False, False, {}

@@ -160,6 +160,8 @@ def finished(request, hopper, tmp_path_factory) -> types.SimpleNamespace:
 
 def test_files_of_a_run(finished, hopper):
     script = Path(finished.script).name
+    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    head = (shutil.which("git") and subprocess.run(git, capture_output=True, text=True).stdout.strip()) or None
     for seed, run in enumerate(finished.runs):
         assert re.fullmatch(rf"hopper-medium-v2__{script}__{seed}__\d{{8}}-\d{{6}}-\d+", run.name)
         names = {path.name for path in run.iterdir() if not path.name.startswith("events.out.tfevents.")}
@@ -176,8 +178,7 @@ def test_files_of_a_run(finished, hopper):
         assert config["dataset"] == {"path": str(hopper), "sha256": sha256, "source": "given: rows.hdf5"}
         assert config["versions"]["torch"] == torch.__version__
         assert config["versions"].keys() >= {"python", "numpy", "gymnasium", "mujoco"}
-        if (ROOT / ".git").exists():
-            assert re.fullmatch("[0-9a-f]{40}", config["commit"])
+        assert config["commit"] == head
 
         rows = rows_of(run)
         assert [row["step"] for row in rows] == ["120", "240", "360", "400"]
@@ -237,12 +238,16 @@ def test_a_signal_at_any_moment_leaves_a_checkpoint(script, moment, hopper, tmp_
         "evaluation": (module, "evaluate"),
         "progress bar": (module.tqdm, "set_postfix_str"),
     }[moment]
-    original = getattr(owner, name)
+    original, sent = getattr(owner, name), []
 
     def interrupted(*args, **kwargs):
         result = original(*args, **kwargs)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if not sent:
+            sent.append(signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
         return result
+
+    signal.signal(signal.SIGTERM, lambda *_: pytest.fail("the run does not handle this signal"))
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, interrupted)
@@ -297,38 +302,31 @@ def test_state_that_is_not_finite_never_reaches_a_checkpoint(script, hopper, tmp
 
 
 @each_script
-def test_events_outlive_a_diverged_run(script, hopper, tmp_path, monkeypatch):
-    """The curves before the divergence are what one wants to see."""
-    after_period(monkeypatch, script, 3, lambda agent: agent.actor["net.0.weight"].fill_(torch.nan))
-    with pytest.raises(SystemExit):
-        train(script, hopper, tmp_path, SHORT)
-    (run,) = tmp_path.iterdir()
-    assert [event.step for event in events_of(run)["charts/episodic_return"]] == [20, 40, 60]
-
-
-@each_script
 @pytest.mark.parametrize("failure", ["raised", "real"])
 def test_full_disk_keeps_the_previous_checkpoint(script, failure, hopper, tmp_path, monkeypatch):
     """`real` lets the operating system refuse the bytes, through the device that is always full."""
     if failure == "real" and not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    save, calls = torch.save, itertools.count(1)
+    replace = os.replace
 
-    def full(value, path, *args, **kwargs):
-        if next(calls) <= 2:  # the checkpoint at step 40, and its actor
-            return save(value, path, *args, **kwargs)
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def then_full(source, target):
+        replace(source, target)
+        if Path(target).name != "actor.pt":  # the last file of a checkpoint
+            return
         if failure == "raised":
-            Path(path).write_bytes(b"half a checkpoint")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        Path(path).symlink_to("/dev/full")
-        save(value, path, *args, **kwargs)
+            monkeypatch.setattr(torch, "save", full)
+        else:
+            Path(target).with_name("checkpoint.pt.part").symlink_to("/dev/full")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(os, "replace", then_full)
     message = command(monkeypatch, script, *flags(SHORT | {"dataset_path": hopper, "runs_dir": tmp_path}))
     assert isinstance(message, str) and "--resume" in message and "\n" not in message
     (run,) = tmp_path.iterdir()
     assert checkpoint_of(run)["step"] == 40
-    assert not list(run.glob("*.part"))
+    assert not [path.name for path in run.iterdir() if path.name.endswith(".part")]
     monkeypatch.undo()
     resume(script, run)
     assert json.loads((run / "result.json").read_text())["steps"] == 80
@@ -377,10 +375,11 @@ def test_copied_alone_stopped_and_continued(script, number, hopper, tmp_path):
     shutil.copytree(ROOT / "d4rl_gymnasium", packages / "d4rl_gymnasium", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / f"{script}.py", project)
     environment = os.environ | {"PYTHONPATH": str(packages), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    environment["GIT_CEILING_DIRECTORIES"] = str(tmp_path)
     options = {"cwd": project, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     arguments = (
-        f"{Path(script).name}.py --env-id hopper-medium-v2 --dataset-path {hopper} --total-steps 400 --batch-size 32 "
-        "--device cpu --eval-interval 20 --eval-episodes 1 --final-eval-episodes 2"
+        f"{Path(script).name}.py --env-id hopper-medium-v2 --dataset-path {hopper} --total-steps 300 --batch-size 32 "
+        "--device cpu --eval-interval 20 --eval-episodes 1 --final-eval-episodes 2 --no-robust-critic"
     )
     process = subprocess.Popen([sys.executable, *shlex.split(arguments)], **options)
     try:
@@ -394,14 +393,14 @@ def test_copied_alone_stopped_and_continued(script, number, hopper, tmp_path):
     assert "Traceback" not in errors
     (run,) = project.glob("runs/*")
     step = checkpoint_of(run)["step"]
-    assert 20 <= step < 400
+    assert 20 <= step < 300
     assert json.loads((run / "config.json").read_text())["commit"] is None
 
     following = re.search(r"python (.*--resume .*)", output)[1]
     again = subprocess.run([sys.executable, *shlex.split(following)], **options)
     assert again.returncode == 0, again.stderr
-    assert json.loads((run / "result.json").read_text())["steps"] == 400
-    assert [int(row["step"]) for row in rows_of(run)] == list(range(20, 401, 20))
+    assert json.loads((run / "result.json").read_text())["steps"] == 300
+    assert [int(row["step"]) for row in rows_of(run)] == list(range(20, 301, 20))
     assert len(list(project.glob("runs/*"))) == 1
 
 
@@ -573,7 +572,7 @@ def test_video(finished, tmp_path):
     environment = os.environ | {"MUJOCO_GL": backend, "OMP_NUM_THREADS": "1"}
     process = subprocess.run(arguments, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    frames = list(imageio.get_reader(video))
+    frames = [frame for frame in imageio.get_reader(video)]  # its length is unknown until it ends
     assert len(frames) == int(re.search(r"(\d+) frames", process.stdout)[1]) > 2
     assert frames[0].std() > 0 and (frames[0] != frames[-1]).any()
 
