@@ -18,6 +18,8 @@ Method, metrics and differences from the released code: docs/aspc_td3bc.md.
 """
 
 import csv
+import importlib.util
+import io
 import json
 import math
 import os
@@ -491,42 +493,50 @@ def record_video(act: Callable, env_id: str, seed: int, path: str) -> None:
 # --- What a run leaves behind -----------------------------------------------------------------------------------------
 
 
-def save(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file beside `path`, then rename it: neither a kill nor a full disk costs what was there."""
+def save(path: Path, content: bytes) -> None:
+    """Write aside and rename, so that neither a kill nor a full disk costs the file that was there."""
     part = path.with_name(path.name + ".part")
     try:
-        write(part)
+        part.write_bytes(content)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
 def save_json(path: Path, value: dict) -> None:
-    save(path, lambda part: part.write_text(json.dumps(value, indent=2) + "\n"))
+    save(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def save_csv(path: Path, rows: list[dict]) -> None:
-    def write(part: Path) -> None:
-        with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    save(path, text.getvalue().encode())
 
-    save(path, write)
+
+def save_tensors(path: Path, value: dict) -> None:
+    buffer = io.BytesIO()  # torch.save itself reports a full disk in ways of its own
+    torch.save(value, buffer)
+    save(path, buffer.getvalue())
 
 
 def load_tensors(path: Path) -> dict:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many types
-        sys.exit(f"{path} cannot be read: {str(error).splitlines()[0]}")
+        sys.exit(f"{path} is missing or damaged ({type(error).__name__}).")
 
 
 def read_config(run: str) -> dict:
     try:
-        return json.loads((Path(run) / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        sys.exit(f"{run} is not a run directory: its config.json cannot be read ({error}).")
+        config = json.loads((Path(run) / "config.json").read_text())
+        script = config["script"]
+    except (OSError, ValueError, KeyError) as error:
+        sys.exit(f"{run} is not a run directory: no config.json of a run can be read there ({error}).")
+    if script != Path(__file__).stem:
+        sys.exit(f"{run} is a run of another script, {script}.")
+    return config
 
 
 def describe(args: Args, seed: int, device: str, dataset: d4rl.DatasetFile, group: list[Path]) -> dict:
@@ -552,14 +562,19 @@ def describe(args: Args, seed: int, device: str, dataset: d4rl.DatasetFile, grou
 def check(args: Args) -> None:
     """Exit with a sentence where an argument cannot work."""
     for f in fields(args):
-        if f.type is int and f.name != "seed" and getattr(args, f.name) < 1:
-            sys.exit(f"--{f.name.replace('_', '-')} must be at least 1.")
+        least = 0 if f.name == "seed" else 1
+        if f.type is int and getattr(args, f.name) < least:
+            sys.exit(f"--{f.name.replace('_', '-')} must be at least {least}.")
     if args.alpha_init <= 0 or not 0 <= args.ema < 1:
         sys.exit("--alpha-init must be positive, and --ema at least 0 and below 1.")
     if args.render_video and not args.eval:
         sys.exit("--render-video records a saved actor: name its run directory with --eval.")
+    if not args.device.startswith(("auto", "cpu", "cuda")):
+        sys.exit("--device must be auto, cpu, cuda or cuda:N.")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         sys.exit("--device cuda: PyTorch finds no GPU here; use --device cpu, or install a CUDA build of PyTorch.")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        sys.exit("--track needs Weights & Biases: pip install wandb.")
     if args.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
         sys.exit("--compile needs a C++ compiler, and none is on the PATH: install g++, or train without --compile.")
 
@@ -627,7 +642,7 @@ def main(args: Args) -> None:
             trackers[k].log(values, step=step)
 
     def require_finite(tensors: dict[str, Tensor]) -> None:
-        """Stop at the first quantity, (K, ...), that is not finite, before it can reach a checkpoint."""
+        """Exit at the first quantity, (K, ...), that is not finite, before it reaches an evaluation or a checkpoint."""
         for name, tensor in tensors.items():
             for seed, value in zip(seeds, tensor if tensor.ndim else [], strict=False):
                 if not value.isfinite().all():
@@ -635,14 +650,13 @@ def main(args: Args) -> None:
                              "good checkpoint.")
 
     def save_checkpoint() -> None:
-        require_finite(agent.tensors())
         state = {
             "step": step, "seconds": seconds, "history": history, "dataset_sha256": dataset.sha256,
             "tensors": agent.tensors(), "generators": [generator.get_state() for generator in agent.generators],
         }
-        save(paths[0] / "checkpoint.pt", lambda part: torch.save(state, part))
+        save_tensors(paths[0] / "checkpoint.pt", state)
         for k, path in enumerate(paths):
-            save(path / "actor.pt", lambda part, k=k: torch.save(agent.saved_actor(k), part))
+            save_tensors(path / "actor.pt", agent.saved_actor(k))
 
     stop = []
 
@@ -665,7 +679,7 @@ def main(args: Args) -> None:
         )
         if not (log_due or eval_due or checkpoint_due or stop):
             continue
-        require_finite(agent.metrics)  # waits for the device
+        require_finite(agent.metrics | agent.tensors())  # waits for the device
         updates_per_second = (step - start_step) / (time.time() - start)
         seconds += time.time() - start
         metrics = [{tag: value[k].item() for tag, value in agent.metrics.items()} for k in range(len(seeds))]
@@ -681,13 +695,15 @@ def main(args: Args) -> None:
                 row = {"step": step, "seconds": seconds, "charts/SPS": updates_per_second} | evaluation
                 history[k].append(row | {"episodic_return_std": returns.std().item()} | metrics[k])
                 save_csv(paths[k] / "metrics.csv", history[k])
-        if checkpoint_due or stop:
+        if checkpoint_due:
             save_checkpoint()
         scores = np.array([rows[-1]["charts/normalized_score"] for rows in history if rows], float)
         alphas = np.array([values["aspc/alpha"] for values in metrics])
         bar.set_postfix_str(f"score {scores.round(1)}, alpha {alphas.round(2)}")
         start, start_step = time.time(), step
     bar.close()
+    if stop:
+        save_checkpoint()
     for closing in writers:
         closing.close()
     for number, handler in handlers.items():

@@ -1,6 +1,7 @@
 """What several test files share: the scripts as modules, a small random dataset, agents in float64."""
 
 import importlib
+import signal
 import sys
 from pathlib import Path
 
@@ -15,8 +16,10 @@ S, A, N = 5, 3, 500  # observation and action dimensions, transitions
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread():
+def process():
+    """One thread; and Ctrl-C as in a terminal, for shells start background jobs with SIGINT ignored."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

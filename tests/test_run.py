@@ -37,7 +37,7 @@ RUN = {  # a run of two seeds: evaluations at 120, 240, 360 and 400, checkpoints
     "robust_critic": False,
 }  # fmt: skip
 OWN = RUN | {"env_id": "Pendulum-v1", "num_seeds": 1, "total_steps": 40}
-SHORT = RUN | {"num_seeds": 1, "total_steps": 80, "eval_interval": 20, "checkpoint_interval": 40}
+SHORT = RUN | {"num_seeds": 1, "total_steps": 60, "eval_interval": 20, "checkpoint_interval": 20}
 
 each_script = pytest.mark.parametrize("script", SCRIPTS)
 
@@ -294,11 +294,11 @@ def test_diverged_run_keeps_its_checkpoint(finished, hopper, tmp_path, monkeypat
 def test_state_that_is_not_finite_never_reaches_a_checkpoint(script, hopper, tmp_path, monkeypatch):
     """After the metrics were computed, and in a tensor that they do not show."""
     infinite = lambda agent: agent.target_critics["net.0.bias"][0, 1, 0].fill_(torch.inf)  # noqa: E731
-    after_period(monkeypatch, script, 4, infinite)
-    with pytest.raises(SystemExit, match=r"Seed 0 .*target_critics\.net\.0\.bias.* step 80\b"):
+    after_period(monkeypatch, script, 2, infinite)
+    with pytest.raises(SystemExit, match=r"Seed 0 .*target_critics\.net\.0\.bias.* step 40\b"):
         train(script, hopper, tmp_path, SHORT)
     (run,) = tmp_path.iterdir()
-    assert checkpoint_of(run)["step"] == 40
+    assert checkpoint_of(run)["step"] == 20
 
 
 @each_script
@@ -325,11 +325,11 @@ def test_full_disk_keeps_the_previous_checkpoint(script, failure, hopper, tmp_pa
     message = command(monkeypatch, script, *flags(SHORT | {"dataset_path": hopper, "runs_dir": tmp_path}))
     assert isinstance(message, str) and "--resume" in message and "\n" not in message
     (run,) = tmp_path.iterdir()
-    assert checkpoint_of(run)["step"] == 40
+    assert checkpoint_of(run)["step"] == 20
     assert not [path.name for path in run.iterdir() if path.name.endswith(".part")]
     monkeypatch.undo()
     resume(script, run)
-    assert json.loads((run / "result.json").read_text())["steps"] == 80
+    assert json.loads((run / "result.json").read_text())["steps"] == 60
 
 
 def test_resume_refuses(finished, hopper, tmp_path, monkeypatch):
@@ -438,7 +438,7 @@ def test_seeds_are_independent_in_float32(script):
     step where a gradient is itself no more than rounding; a tenth of one step is far below what a foreign batch does.
     """
     module = load_script(script)
-    one, two, alone = seed_by_seed(script)
+    one, two, alone = seed_by_seed(script, robust_critic=False)
     same, other = largest_difference(one, alone), largest_difference(two, alone)
     for name in alone:
         if ".adam." not in name:
@@ -599,9 +599,9 @@ def test_weights_and_biases(script, hopper, tmp_path, monkeypatch):
     wandb = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     with monkeypatch.context() as patch:
-        after_period(patch, script, 2, lambda agent: os.kill(os.getpid(), signal.SIGINT))
+        after_period(patch, script, 1, lambda agent: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(SystemExit):
-            train(script, hopper, tmp_path, SHORT | {"num_seeds": 2, "track": True})
+            train(script, hopper, tmp_path, SHORT | {"num_seeds": 2, "total_steps": 40, "track": True})
     paths = sorted(tmp_path.iterdir())
     assert [run.settings["id"] for run in wandb.runs] == [path.name for path in paths]  # once a seed
     resume(script, paths[0])
