@@ -10,6 +10,7 @@ import csv
 import json
 import math
 import sys
+import textwrap
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,17 +79,20 @@ def picture(runs: list[dict], path: Path) -> None:
             left.plot(steps, [row["charts/normalized_score"] for row in run["rows"]], color=colors[script], label=label)
             alpha = [next(v for tag, v in row.items() if tag.endswith("/alpha")) for row in run["rows"]]
             right.plot(steps, alpha, color=colors[script], label=label)
-        left.set(title=f"{task}: {members[0]['config']['dataset']['source'].split(' (')[0]}", ylabel="normalised score")
-        right.set(title="α", ylabel="α")
+        source = "\n".join(textwrap.wrap(members[0]["config"]["dataset"]["source"], 70))
+        left.set_title(f"{task}\n{source}", fontsize=8)
+        left.set_ylabel("normalised score")
+        right.set_ylabel("α")
         for axis in (left, right):
             axis.set_xlabel("gradient steps")
+            axis.xaxis.set_major_formatter(lambda steps, _: f"{steps / 1000:.0f}k")
             axis.grid(alpha=0.3)
             axis.legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
 
 def main(args: Args) -> None:
-    runs = [read_run(path) for path in sorted(args.runs)]
+    runs = [read_run(path) for path in sorted(args.runs) if path.is_dir()]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     Path(f"{args.out}.md").write_text(table(runs))
     with Path(f"{args.out}.csv").open("w", newline="") as file:
