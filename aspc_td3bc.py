@@ -65,7 +65,7 @@ class Args:
     seed: int = 0
     """the first seed: it fixes initial weights, batches, noise and evaluation episodes"""
     num_seeds: int = 1
-    """seeds trained together in this process: seed, seed+1, ... (on a GPU several cost little more than one)"""
+    """seeds trained together in this process: seed, seed+1, ... (meant for a GPU, which one seed leaves almost idle)"""
     total_steps: int = 1_000_000
     """gradient steps (critic updates), rounded up to whole periods of 2 x alpha-interval"""
     batch_size: int = 256
