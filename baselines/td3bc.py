@@ -153,7 +153,7 @@ Params = dict[str, Tensor]
 
 
 class Batch(NamedTuple):
-    """Transitions of one seed, B of them: s (B, S), a (B, A), s' (B, S), r (B, 1), d (B, 1)."""
+    """Transitions of one seed, B of them: s (B, S), a (B, A), s' (B, S), r (B,), d (B,)."""
 
     observations: Tensor
     actions: Tensor
@@ -241,6 +241,10 @@ class Agent:
     def q(self, critic: Params, s: Tensor, a: Tensor) -> Tensor:
         return functional_call(self.critic_net, critic, (s, a))
 
+    def q1(self, critics: Params, s: Tensor, a: Tensor) -> Tensor:
+        """Q_1, the first of the twins (2, ...): the policy's losses know no other."""
+        return self.q({name: p[0] for name, p in critics.items()}, s, a)
+
     def critic_loss(
         self, critics: Params, target_critics: Params, target_actor: Params, batch: Batch, noise: Tensor
     ) -> Tensor:
@@ -256,7 +260,7 @@ class Agent:
         """TD3+BC: −λ mean Q_1(s, π(s)) + mean ‖π(s) − a‖²,  λ = α / mean |Q_1(s, π(s))| without gradient."""
         s, a = batch.observations, batch.actions
         pi = self.pi(actor, s)
-        q = self.q({k: v[0] for k, v in critics.items()}, s, pi)
+        q = self.q1(critics, s, pi)
         lam = alpha / q.abs().mean().detach()
         return -lam * q.mean() + (pi - a).square().mean(), q.mean()
 

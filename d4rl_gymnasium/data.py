@@ -253,8 +253,8 @@ def _check_bounds(raw: Mapping[str, np.ndarray], env: gymnasium.Env, name: str) 
     if outside.any():
         raise DatasetError(
             f"{name}: actions reach from {raw['actions'].min():.3g} to {raw['actions'].max():.3g}, but "
-            f"{_env_id(env)} takes "
-            f"{actions.low.min():.3g} to {actions.high.max():.3g}; scale or clip them as the environment would."
+            f"{_env_id(env)} takes {actions.low.min():.3g} to {actions.high.max():.3g}; "
+            "scale or clip them as the environment would."
         )
 
 
