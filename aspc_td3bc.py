@@ -251,11 +251,12 @@ class Agent:
 
         self.critic_gradient = vmap(grad_and_value(self.critic_loss))
         self.inner_gradient = vmap(grad_and_value(self.inner_loss, has_aux=True))
-        self.policy_gradient = self.inner_gradient
+        self.mixed_gradient = vmap(grad(self.inner_slope))
         self.outer_gradient = vmap(grad(self.outer_loss, has_aux=True))
-        if args.compile:  # not the one that the outer loss differentiates again: compiled code has no second derivative
+        if args.compile:
             self.critic_gradient = torch.compile(self.critic_gradient)
-            self.policy_gradient = torch.compile(self.policy_gradient)
+            self.inner_gradient = torch.compile(self.inner_gradient)
+            self.mixed_gradient = torch.compile(self.mixed_gradient)
             self.outer_gradient = torch.compile(self.outer_gradient)
         self.use_graph = args.cudagraph and self.device.type == "cuda"
         self.graph, self.warmup_periods = None, 3
@@ -291,6 +292,10 @@ class Agent:
 
     # --- ASPC: the learnable scale ---
 
+    def inner_slope(self, actor: Params, critics: Params, alpha: Tensor, batch: Batch) -> Tensor:
+        """∂L_inner/∂α, whose gradient in θ is the mixed derivative ∂g/∂α of g = ∇_θ L_inner."""
+        return grad(self.inner_loss, argnums=2, has_aux=True)(actor, critics, alpha, batch)[0]
+
     def outer_loss(
         self, new_actor: Params, actor: Params, critics: Params, alpha: Tensor, ema: Tensor, batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -325,25 +330,27 @@ class Agent:
         return {k: self.actor[k] - LEARNING_RATE * direction[k] for k in self.actor}
 
     def update_alpha(self, batch: Batch) -> Params:
-        """One step on ρ along ∂L_outer/∂θ̃ · ∂θ̃/∂ρ (eq. 10); returns ∇L_inner at the α before it."""
-        rho = self.rho.detach().requires_grad_()
-        alpha = F.softplus(rho)
+        """One step on ρ along ∂L_outer/∂θ̃ · ∂θ̃/∂g · ∂g/∂α · ∂α/∂ρ (eq. 10); returns g = ∇_θ L_inner at the old α."""
+        alpha = F.softplus(self.rho)
         gradient, (actor_loss, q) = self.inner_gradient(self.actor, self.critics, alpha, batch)
-        new_actor = self.inner_step(gradient)  # θ̃(ρ)
+        slope = self.mixed_gradient(self.actor, self.critics, alpha, batch)  # ∂g/∂α, in g's shapes
+        g = {k: v.detach().requires_grad_() for k, v in gradient.items()}
+        new_actor = self.inner_step(g)  # θ̃(g)
         outer_gradient, metrics = self.outer_gradient(
-            {k: p.detach() for k, p in new_actor.items()}, self.actor, self.critics, alpha.detach(), self.ema, batch
+            {k: p.detach() for k, p in new_actor.items()}, self.actor, self.critics, alpha, self.ema, batch
         )
-        (rho_gradient,) = torch.autograd.grad(list(new_actor.values()), rho, list(outer_gradient.values()))
+        through_adam = torch.autograd.grad(list(new_actor.values()), list(g.values()), list(outer_gradient.values()))
+        alpha_gradient = sum((x * slope[k]).flatten(1).sum(1) for k, x in zip(g, through_adam, strict=True))  # (K,)
+        rho_gradient = alpha_gradient * self.rho.sigmoid()  # the derivative of softplus
         updates = self.rho_optimizer.state[self.rho]["step"].double()
         total_updates = max(1, self.args.total_steps // self.period_steps)
         self.rho_lr.copy_(self.args.alpha_lr * self.args.alpha_interval / 10 * 0.01 ** (updates / total_updates))
         apply(self.rho_optimizer, {"rho": rho_gradient})
         self.ema += metrics["aspc/delta_q"]
         self.metrics |= metrics | {
-            "losses/actor": actor_loss.detach(), "losses/q": q.detach(),
-            "aspc/alpha": alpha.detach(), "aspc/alpha_grad": rho_gradient,
+            "losses/actor": actor_loss, "losses/q": q, "aspc/alpha": alpha, "aspc/alpha_grad": rho_gradient,
         }
-        return {k: g.detach() for k, g in gradient.items()}
+        return gradient
 
     # --- One period of updates ---
 
@@ -363,7 +370,7 @@ class Agent:
                 if step + 1 == self.period_steps:
                     gradient = self.update_alpha(batch)
                 else:
-                    gradient, (self.metrics["losses/actor"], self.metrics["losses/q"]) = self.policy_gradient(
+                    gradient, (self.metrics["losses/actor"], self.metrics["losses/q"]) = self.inner_gradient(
                         self.actor, self.critics, F.softplus(self.rho), batch
                     )
                 apply(self.actor_optimizer, gradient)
