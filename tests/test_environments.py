@@ -164,6 +164,20 @@ def test_locomotion_starts_where_gymnasium_starts(ours, stock):
     np.testing.assert_array_equal(ours().reset(seed=5)[0], stock().reset(seed=5)[0])
 
 
+@pytest.mark.parametrize("env_class", [locomotion.HopperEnv, locomotion.Walker2dEnv])
+def test_a_fall_is_what_gymnasium_calls_unhealthy(env_class):
+    env, rng, outcomes = env_class(), np.random.default_rng(0), []
+    for scale in (0.05, 0.3, 40.0, np.nan):
+        for _ in range(50):
+            env.reset(seed=0)
+            env.data.qpos[1:3] += rng.normal(0, 0.4, 2)
+            env.data.qpos[3:] += scale * rng.normal(size=env.model.nq - 3)
+            env.data.qvel[:] += scale * rng.normal(size=env.model.nv)
+            outcomes.append(env.has_fallen())
+            assert outcomes[-1] == (not env.is_healthy)
+    assert 20 < sum(outcomes) < 180  # both happen
+
+
 @pytest.mark.parametrize("maze", maze2d.MAZES)
 def test_maze2d_starts_in_free_cells(maze):
     env = maze2d.Maze2dEnv(maze)
