@@ -543,7 +543,7 @@ def read_config(run: str) -> dict:
     try:
         config = json.loads((Path(run) / "config.json").read_text())
         script = config["script"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         sys.exit(f"{run} is not a run directory: no config.json of a run can be read there ({error}).")
     if script != Path(__file__).stem:
         sys.exit(f"{run} is a run of another script, {script}.")

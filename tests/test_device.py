@@ -1,6 +1,7 @@
 """What a CUDA graph demands of a period, checked without a GPU: it stays on the device and its memory does not grow."""
 
 import gc
+from functools import partial
 
 import pytest
 import torch
@@ -61,3 +62,15 @@ def test_nothing_grows(script):
     for _ in range(3):
         agent.advance()
     assert live_tensors() == first
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_compiled_equals_eager(monkeypatch, float64, script):
+    """What torch.compile captures is the update, nothing frozen: three periods of it, run without generated code."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
+    eager, compiled = make_agent(script), make_agent(script, compile=True)
+    for _ in range(3):
+        eager.advance()
+        compiled.advance()
+    for name, tensor in eager.tensors().items():
+        torch.testing.assert_close(compiled.tensors()[name], tensor, rtol=0, atol=1e-12, msg=name)

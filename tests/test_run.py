@@ -465,6 +465,7 @@ BAD_INPUT = {
     "evaluation of another project's folder": ("--eval {tmp}/other", "{tmp}/other"),
     "resumption of no run": ("--resume {tmp}", "is not a run directory"),
     "resumption of another project's folder": ("--resume {tmp}/other", "is not a run directory"),
+    "resumption of a list": ("--resume {tmp}/list", "is not a run directory"),
     "runs_dir is a file": ("--runs-dir {tmp}/text.hdf5", "text.hdf5"),
 }
 BAD_INPUT_ASPC = {
@@ -486,6 +487,8 @@ def test_bad_input_gets_a_sentence(script, line, words, hopper, tmp_path, monkey
     (tmp_path / "text.hdf5").write_text("no data")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model": "other"}')
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "config.json").write_text("[1, 2]")
     monkeypatch.setitem(sys.modules, "wandb", None)
     given = shlex.split(line.format(tmp=tmp_path))
     rest = flags(SHORT | {"total_steps": 20, "dataset_path": hopper, "runs_dir": tmp_path / "runs"})
