@@ -27,6 +27,7 @@ MAZES = {
         "#OO#O#OOOOO# ##O#O#O#O### #OO#OOO#OGO# ############"
     ).split(),
 }
+MAX_SPEED = 5.0
 
 POINT = """
 <mujoco>
@@ -63,7 +64,7 @@ class Maze2dEnv(MujocoEnv):
     def __init__(self, maze: str = "umaze", **kwargs):
         self.layout = MAZES[maze]
         self.cells = find_cells(self.layout, "O") + find_cells(self.layout, "G")
-        self.goal = np.array(self.cells[-1], dtype=float)
+        self.goal = self.cells[-1]
         rows, columns = len(self.layout), len(self.layout[0])
         super().__init__(
             __file__,  # MujocoEnv wants a model file; ours is compiled below, from POINT and the maze
@@ -89,7 +90,8 @@ class Maze2dEnv(MujocoEnv):
                 contype=2,
                 conaffinity=1,
             )
-        spec.worldbody.add_site(pos=[*(self.goal + 1.2), 0], size=[0.2, 0.2, 0.2], rgba=[0.6, 0.3, 0.3, 1])
+        x, y = self.goal
+        spec.worldbody.add_site(pos=[x + 1.2, y + 1.2, 0], size=[0.2, 0.2, 0.2], rgba=[0.6, 0.3, 0.3, 1])
         model, data = compile_model(spec, self.width, self.height)
         # How hard a contact pushes depends on the body's mean inverse mass. MuJoCo 2.1.0 averaged over three axes,
         # though the point slides along two; today's compiler knows that and gives 1 / mass.
@@ -100,7 +102,7 @@ class Maze2dEnv(MujocoEnv):
         self.data.ctrl[:] = action  # MuJoCo clips it to the motors' [-1, 1]
         step_point(self.model, self.data)
         observation = self._get_obs()
-        reward = float(math.dist(observation[:2], self.goal) <= 0.5)
+        reward = float(math.dist(self.data.qpos.tolist(), self.goal) <= 0.5)
         if self.render_mode == "human":
             self.render()
         return observation, reward, False, False, {}
@@ -121,7 +123,9 @@ def find_cells(layout: list[str], kind: str) -> list[tuple[int, int]]:
 
 def step_point(model: mujoco.MjModel, data: mujoco.MjData) -> None:
     """One step of 0.01 s under `data.ctrl`. D4RL bounds the velocity before the step, not after it."""
-    np.minimum(np.maximum(data.qvel, -5.0), 5.0, out=data.qvel)  # np.clip would take as long as the physics
+    for axis, speed in enumerate(data.qvel.tolist()):  # two plain numbers: numpy would take as long as the physics
+        if abs(speed) > MAX_SPEED:
+            data.qvel[axis] = math.copysign(MAX_SPEED, speed)
     mujoco.mj_step(model, data)
 
 
