@@ -1,0 +1,195 @@
+"""What runs left behind and what the paper published, read from files: what `benchmark.report` is made of."""
+
+import ast
+import csv
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from d4rl_gymnasium.tasks import TASKS
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = {path.stem: path for room in (".", "baselines", "benchmark/ablations") for path in ROOT.glob(f"{room}/*.py")}
+ROBOTS = {
+    "MuJoCo": ("halfcheetah", "hopper", "walker2d"),
+    "Maze2d": ("maze2d",),
+    "AntMaze": ("antmaze",),
+    "Adroit": ("pen", "door", "hammer", "relocate"),
+}
+DOMAINS = {name: [task for task in TASKS if task.split("-")[0] in robots] for name, robots in ROBOTS.items()}
+AVERAGES = DOMAINS | {"Total": list(TASKS)}
+SCORE = "charts/normalized_score"
+
+# Arguments that leave the algorithm and its measurement as they are, and those that set length and measurement of a
+# run. Any other argument that is off its default makes a variant of the algorithm.
+HOUSEKEEPING = (
+    "env_id", "seed", "num_seeds", "device", "dataset_path", "runs_dir", "checkpoint_interval", "resume", "eval",
+    "render_video", "track", "compile", "cudagraph", "matmul_precision",
+)
+PROTOCOL = ("total_steps", "batch_size", "eval_interval", "eval_episodes", "final_eval_episodes")
+
+
+# --- Runs -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """A run directory: config.json, the rows of metrics.csv, and result.json or None if the run has not ended."""
+
+    name: str
+    config: dict
+    rows: list[dict[str, float]]
+    result: dict | None
+
+    def __post_init__(self):
+        self.args, self.script, self.seed = self.config["args"], self.config["script"], self.config["seed"]
+        self.task, self.dataset, self.device = self.args["env_id"], self.config["dataset"], self.config["device"]
+        self.commit = (self.config["commit"] or "unknown")[:7]
+        self.group = self.config["group"]  # seeds trained together in one process, whose time they share
+        self.steps = int(self.rows[-1]["step"]) if self.rows else 0
+        self.seconds = self.rows[-1]["seconds"] if self.rows else 0.0
+        self.off_default = off_default(self.script, self.args)
+        options = {key: value for key, value in self.off_default.items() if key not in HOUSEKEEPING}
+        self.variant = {key: value for key, value in options.items() if key not in PROTOCOL}
+        self.algorithm = " ".join([self.script, *flags(self.variant)])
+        self.stand_in = is_stand_in(self.task, self.dataset)
+        setting = flags({key: value for key, value in options.items() if key in PROTOCOL})
+        self.setting = " ".join(setting + ["on stand-in data"] * self.stand_in)
+        self.label = f"{self.algorithm} {self.setting}".strip()  # runs alike but for task and seed share it
+        ablation = self.script in SCRIPTS and SCRIPTS[self.script].parent.name == "ablations"
+        self.main = not self.variant and not ablation
+        if self.result is not None:
+            self.scores = {
+                "last": self.result["last"][SCORE],
+                "best": self.result["best"][SCORE],
+                "final": self.result["final_score"],
+            }
+
+
+def alpha(row: dict[str, float]) -> float:
+    """α in a row of metrics.csv, under whichever script's name; NaN where a script has none."""
+    return next((value for tag, value in row.items() if tag.endswith("/alpha")), math.nan)
+
+
+def flags(arguments: dict) -> list[str]:
+    """As they are typed: {"alpha_init": 10, "robust_critic": False} -> ["--alpha-init 10", "--no-robust-critic"]."""
+    names = {key: key.replace("_", "-") for key in arguments}
+    return [
+        (f"--{names[key]}" if value else f"--no-{names[key]}") if isinstance(value, bool) else f"--{names[key]} {value}"
+        for key, value in arguments.items()
+    ]
+
+
+@cache
+def defaults(script: str) -> dict:
+    """The defaults of a script's arguments, from its source; {} for a script that is not in this repository."""
+    if script not in SCRIPTS:
+        return {}
+    tree = ast.parse(SCRIPTS[script].read_text(encoding="utf-8"))
+    args = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Args")
+    fields = (node for node in args.body if isinstance(node, ast.AnnAssign) and node.value)
+    return {node.target.id: ast.literal_eval(node.value) for node in fields}
+
+
+def off_default(script: str, args: dict) -> dict:
+    known = defaults(script)
+    return {key: value for key, value in args.items() if key not in known or value != known[key]}
+
+
+def is_stand_in(task: str, dataset: dict) -> bool:
+    """Whether a dataset says that it is a stand-in, or was given by path and is not known to be D4RL's own file."""
+    source = dataset["source"]
+    by_path = source.startswith(("given:", "Minari:")) and "(D4RL (" not in source
+    known = TASKS[task].dataset_sha256 if task in TASKS else None
+    return "stand-in" in source or (by_path and dataset["sha256"] != known)
+
+
+def read_run(path: Path) -> Run:
+    """The run in a directory. Exits with a sentence if a file is damaged or is not what a script writes."""
+    file, rows, result = path / "config.json", [], None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        file = path / "metrics.csv"
+        if file.exists():  # the first evaluation writes it
+            with file.open(newline="", encoding="utf-8") as lines:
+                rows = [{k: float(v) if v else math.nan for k, v in row.items()} for row in csv.DictReader(lines)]
+        file = path / "result.json"
+        if file.exists():
+            result = json.loads(file.read_text(encoding="utf-8"))
+            if not rows:
+                raise ValueError("no metrics.csv with an evaluation stands beside it")
+        file = path  # what is missing below may be missing in any of the three
+        return Run(path.name, config, rows, result)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        sys.exit(f"{file} is damaged, or not what a run leaves ({type(error).__name__}: {error}).")
+
+
+def read_runs(folders: Iterable[Path]) -> list[Run]:
+    """All runs below the folders, sorted. Exits with a sentence if there are none."""
+    for folder in folders:
+        if not folder.is_dir():
+            sys.exit(f"{folder} is not a folder.")
+    paths = sorted({path.parent.resolve() for folder in folders for path in folder.rglob("config.json")})
+    if not paths:
+        sys.exit(f"No run directory (one with a config.json) lies below {', '.join(map(str, folders))}.")
+    runs = [read_run(path) for path in tqdm(paths, desc="reading", unit="run", delay=2)]
+    return sorted(runs, key=lambda run: (run.label, run.task, run.seed, run.name))
+
+
+def without_repeats(runs: list[Run]) -> tuple[list[Run], list[Run]]:
+    """A seed counts once: of runs alike but for their time a finished one, the latest. Gives (kept, left out)."""
+    chosen: dict[tuple, Run] = {}
+    for run in sorted(runs, key=lambda run: (run.result is not None, run.name)):
+        chosen[run.label, run.task, run.seed] = run
+    kept = {id(run) for run in chosen.values()}
+    return [run for run in runs if id(run) in kept], [run for run in runs if id(run) not in kept]
+
+
+Groups = dict[str, dict[str, list[Run]]]  # label -> task -> runs, one a seed
+
+
+def grouped(runs: Iterable[Run], name: Callable[[Run], str] = lambda run: run.label) -> Groups:
+    groups: Groups = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        groups[name(run)][run.task].append(run)
+    return groups
+
+
+def task_means(tasks: dict[str, list[Run]], kind: str = "last") -> dict[str, float]:
+    return {task: float(np.mean([run.scores[kind] for run in runs])) for task, runs in tasks.items()}
+
+
+# --- The paper's numbers ----------------------------------------------------------------------------------------------
+
+# Where the paper published a script's scores on D4RL: table, column
+PUBLISHED = {
+    "aspc_td3bc": ("1", "ASPC"), "td3bc": ("1", "TD3+BC"), "a2pr": ("1", "A2PR"), "wpc": ("1", "wPC"),
+    "rebrac": ("1", "ReBRAC"), "iql": ("1", "IQL"), "aspc_iql": ("3", "IQL+ASPC"), "cql": ("3", "CQL"),
+    "aspc_cql": ("3", "CQL+ASPC"), "diffusionql": ("3", "Diffusion-QL"), "aspc_diffusionql": ("3", "Diffusion-QL+ASPC"),
+}
+
+
+@cache
+def read_published() -> list[dict[str, str]]:
+    """The paper's Tables 1, 2, 3, 4 and 13 as printed: table, kind, task, algorithm, mean, std, percent, note.
+
+    `kind` is "cell", or "stated average" for the average of a column's cells as the paper prints it; `task` D4RL's (or
+    OGBench's) id, or a key of `AVERAGES`; `percent` the gain printed in brackets. What is wrong or illegible in the
+    paper stays as it is and is said in `note`.
+    """
+    with (Path(__file__).parent / "published.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def published(table: str, algorithm: str, kind: str = "cell") -> dict[str, dict[str, str]]:
+    """{task or domain: row} of one column of one of the paper's tables."""
+    rows = [row for row in read_published() if row["table"] == table and row["algorithm"] == algorithm]
+    return {row["task"]: row for row in rows if row["kind"] == kind}
