@@ -26,15 +26,12 @@ from benchmark.comparisons import ablations
 from benchmark.page import Page, figure, heading, number, picture, table, text, write, write_csv
 from benchmark.results import (
     AVERAGES,
-    DOMAINS,
     PUBLISHED,
-    ROOT,
     SCORE,
     SCRIPTS,
     Groups,
     Run,
     alpha,
-    flags,
     grouped,
     published,
     read_published,
@@ -42,6 +39,7 @@ from benchmark.results import (
     task_means,
     without_repeats,
 )
+from benchmark.scripts import DOMAINS, ROOT, flags
 from d4rl_gymnasium.tasks import TASKS
 
 

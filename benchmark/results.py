@@ -1,6 +1,5 @@
 """What runs left behind and what the paper published, read from files: what `benchmark.report` is made of."""
 
-import ast
 import csv
 import json
 import math
@@ -14,17 +13,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from benchmark.scripts import DOMAINS, ROOT, flags, read_arguments
 from d4rl_gymnasium.tasks import TASKS
 
-ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {path.stem: path for room in (".", "baselines", "benchmark/ablations") for path in ROOT.glob(f"{room}/*.py")}
-ROBOTS = {
-    "MuJoCo": ("halfcheetah", "hopper", "walker2d"),
-    "Maze2d": ("maze2d",),
-    "AntMaze": ("antmaze",),
-    "Adroit": ("pen", "door", "hammer", "relocate"),
-}
-DOMAINS = {name: [task for task in TASKS if task.split("-")[0] in robots] for name, robots in ROBOTS.items()}
 AVERAGES = DOMAINS | {"Total": list(TASKS)}
 SCORE = "charts/normalized_score"
 
@@ -79,24 +71,9 @@ def alpha(row: dict[str, float]) -> float:
     return next((value for tag, value in row.items() if tag.endswith("/alpha")), math.nan)
 
 
-def flags(arguments: dict) -> list[str]:
-    """As they are typed: {"alpha_init": 10, "robust_critic": False} -> ["--alpha-init 10", "--no-robust-critic"]."""
-    names = {key: key.replace("_", "-") for key in arguments}
-    return [
-        (f"--{names[key]}" if value else f"--no-{names[key]}") if isinstance(value, bool) else f"--{names[key]} {value}"
-        for key, value in arguments.items()
-    ]
-
-
-@cache
 def defaults(script: str) -> dict:
-    """The defaults of a script's arguments, from its source; {} for a script that is not in this repository."""
-    if script not in SCRIPTS:
-        return {}
-    tree = ast.parse(SCRIPTS[script].read_text(encoding="utf-8"))
-    args = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Args")
-    fields = (node for node in args.body if isinstance(node, ast.AnnAssign) and node.value)
-    return {node.target.id: ast.literal_eval(node.value) for node in fields}
+    """The defaults of a script's arguments; {} for a script that is not in this repository."""
+    return {key: default for key, (_, default) in read_arguments(SCRIPTS[script]).items()} if script in SCRIPTS else {}
 
 
 def off_default(script: str, args: dict) -> dict:

@@ -10,10 +10,8 @@ the file `stop`. A thread of this process (--engine local) or a Ray worker on an
 (--engine ray) can therefore do the same work with the same function, `run_job`.
 """
 
-import ast
 import csv
 import fcntl
-import functools
 import json
 import os
 import queue
@@ -36,8 +34,7 @@ import numpy as np
 import tyro
 
 import d4rl_gymnasium as d4rl
-
-ROOT = Path(__file__).resolve().parent.parent
+from benchmark.scripts import DOMAINS, ROBOTS, ROOT, flags, read_arguments
 
 
 @dataclass
@@ -80,14 +77,13 @@ class Args:
 
 # --- What can be run --------------------------------------------------------------------------------------------------
 
-ROBOTS = ("halfcheetah", "hopper", "walker2d")
 TASK_SETS = {
     "paper": list(d4rl.TASKS),  # stands in the order of the paper's Table 1
-    "locomotion": [task for task in d4rl.TASKS if task.startswith(ROBOTS)],
-    "maze2d": [task for task in d4rl.TASKS if task.startswith("maze2d")],
-    "antmaze": [task for task in d4rl.TASKS if task.startswith("antmaze")],
-    "adroit": [task for task in d4rl.TASKS if task.startswith(("pen", "door", "hammer", "relocate"))],
-    "table3": [f"{robot}-medium{more}-v2" for robot in ROBOTS for more in ("", "-expert", "-replay")],
+    "locomotion": DOMAINS["MuJoCo"],
+    "maze2d": DOMAINS["Maze2d"],
+    "antmaze": DOMAINS["AntMaze"],
+    "adroit": DOMAINS["Adroit"],
+    "table3": [f"{robot}-medium{more}-v2" for robot in ROBOTS["MuJoCo"] for more in ("", "-expert", "-replay")],
 }
 TASK_SETS |= {"d4rl": TASK_SETS["paper"], "locomotion-9": TASK_SETS["table3"]}
 
@@ -125,21 +121,15 @@ SUITES: dict[str, tuple[list[str], list[tuple[str, dict[str, Any]]]]] = {
 }  # fmt: skip
 
 
-@functools.cache
 def script_arguments(script: str) -> dict[str, tuple[str, Any]]:
-    """A script's arguments, name -> (type as written, default), from the text of its class Args.
-
-    Reading takes milliseconds; importing would load PyTorch, once for each script.
-    """
+    """A script's arguments, name -> (type as written, default). Exits with a sentence if it is none that trains."""
     path = ROOT / f"{script}.py"
     if not path.is_file():
         sys.exit(f"--scripts {script}: there is no {path}.")
-    nodes = ast.parse(path.read_text()).body
-    fields = [field for node in nodes if isinstance(node, ast.ClassDef) and node.name == "Args" for field in node.body]
-    fields = [field for field in fields if isinstance(field, ast.AnnAssign) and field.value]
-    if not {"env_id", "seed", "num_seeds", "total_steps", "resume"} <= {field.target.id for field in fields}:
+    arguments = read_arguments(path)
+    if not {"env_id", "seed", "num_seeds", "total_steps", "resume"} <= arguments.keys():
         sys.exit(f"--scripts {script}: {path} does not train: its Args lack env_id, seed, total_steps or resume.")
-    return {field.target.id: (ast.unparse(field.annotation), ast.literal_eval(field.value)) for field in fields}
+    return arguments
 
 
 def parse_settings(settings: tuple[str, ...], scripts: list[str]) -> dict[str, Any]:
@@ -264,15 +254,6 @@ def seed_groups(seeds: list[int], size: int) -> list[list[int]]:
         else:
             groups.append([seed])
     return groups
-
-
-def flags(arguments: dict[str, Any]) -> list[str]:
-    """Arguments as they stand on a script's command line."""
-    line = []
-    for name, value in arguments.items():
-        name = name.replace("_", "-")
-        line += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
-    return line
 
 
 def reached_alpha(runs: list[dict], arguments: dict[str, Any], seeds: list[int]) -> float | None:

@@ -226,7 +226,7 @@ BAD_ARGUMENTS = {
     "scripts alone": ("--scripts aspc_td3bc", "--suite, or --scripts and --tasks"),
     "unknown suite": ("--suite tabel2", "there are table1"),
     "unknown script": ("--scripts aspc_td3 --tasks maze2d", "aspc_td3.py"),
-    "no training script": ("--scripts benchmark/curves --tasks maze2d", "does not train"),
+    "no training script": ("--scripts benchmark/speed --tasks maze2d", "does not train"),
     "unknown task": ("--suite smoke --tasks hoper-medium-v2", "neither a D4RL task"),
     "unknown key": ("--suite smoke --set alpha_init=1", "baselines/td3bc.py has no argument alpha_init"),
     "wrong type": ("--suite smoke --set total_steps=1e6", "total_steps takes one int"),

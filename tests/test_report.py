@@ -262,7 +262,7 @@ def test_variants_have_labels_of_their_own(tmp_path):
     ]
     assert [run.main for run in runs] == [True, False, False, False]
     assert report.command(runs[2]) == "python aspc_td3bc.py --env-id pen-human-v1 --compile --no-robust-critic"
-    assert results.flags({"alpha_init": 10, "track": True}) == ["--alpha-init 10", "--track"]
+    assert results.flags({"alpha_init": 10, "track": True}) == ["--alpha-init", "10", "--track"]
 
 
 def test_seeds_of_one_process_share_their_hours(tmp_path):
