@@ -1,20 +1,23 @@
-"""How fast the scripts update, as ratios to a plain PyTorch loop timed in the same run.
+"""How fast the scripts update, as ratios to a plain PyTorch loop timed in the same run; and what they need of memory.
 
-    OMP_NUM_THREADS=1 python -m benchmark.speed --out speed.json
+    OMP_NUM_THREADS=1 python -m benchmark.speed --out speed
+    python -m benchmark.speed --device cuda --seeds 1 4 16 --batch-sizes 64 256 1024 --widths 64 256 1024 --out gpu
 
-Times 20 gradient steps of each variant in turn, many times over, so that whatever else the machine does meets all of
-them alike. The data are random: 17-dimensional states, 6-dimensional actions, batch 256, the robust critic.
+Times one period of each variant in turn, many times over, so that whatever else the machine does meets all of them
+alike. Steps of several seeds trained together count once for each seed. The data are random: 17-dimensional states, 6-dimensional actions. Writes speed.json and speed.png.
 """
 
 import copy
-import importlib
+import itertools
 import json
+import multiprocessing
 import os
-import resource
-import sys
+import re
 import time
-from dataclasses import dataclass
+import types
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,24 +29,32 @@ from torchopt.transform import scale_by_adam
 from torchopt.transform.scale_by_adam import ScaleByAdamState
 from tqdm import tqdm
 
-S, A, N, B = 17, 6, 100_000, 256
-STEPS = 20  # gradient steps in one measurement: one period of every variant
+from benchmark.scripts import ROOT
+
+S, A, N, B, WIDTH = 17, 6, 100_000, 256, 256
+STEPS = 20  # gradient steps that the plain loop takes at a time: a period of TD3+BC and ASPC on it
 
 
 @dataclass
 class Args:
+    scripts: tuple[str, ...] = ("baselines/td3bc", "aspc_td3bc")
+    """scripts by their path without .py; of baselines/X and aspc_X the ratio is shown"""
     seeds: tuple[int, ...] = (1,)
-    """seeds trained together, one variant for each number"""
+    """seeds trained together"""
+    batch_sizes: tuple[int, ...] = (B,)
+    """batch sizes, each at the first number of seeds"""
+    widths: tuple[int, ...] = (WIDTH,)
+    """units of a hidden layer, each at the first number of seeds"""
     repeats: int = 15
     """measurements of each variant"""
     compile: bool = True
-    """time the compiled variants too (minutes of compilation on a CPU)"""
+    """time the compiled variants too (a minute of compilation each)"""
     device: str = "cpu"
-    """cpu or cuda"""
+    """cpu or cuda; on a GPU, periods are CUDA graphs, and the eager variants are not"""
     matmul_precision: str = "high"
     """of float32 matrix products, for all variants"""
-    out: str | None = None
-    """write the figures into this JSON file"""
+    out: Path | None = None
+    """write this path with .json and .png"""
 
 
 # --- The yardstick: one seed, modules, autograd, torch.optim ----------------------------------------------------------
@@ -126,58 +137,134 @@ class PlainLoop:
 # --- Measuring --------------------------------------------------------------------------------------------------------
 
 
-def main(args: Args) -> None:
-    torch.set_float32_matmul_precision(args.matmul_precision)
+class Variant(NamedTuple):
+    script: str
+    mode: str  # plain, eager, compiled, graph, compiled graph
+    seeds: int = 1
+    batch: int = B
+    width: int = WIDTH
+
+    def __str__(self):
+        return f"{self.script} {self.mode}, {self.seeds} x {self.batch}, width {self.width}"
+
+
+def random_data() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    data = {
+    return {
         "observations": rng.standard_normal((N, S), np.float32),
         "actions": rng.uniform(-1, 1, (N, A)).astype(np.float32),
         "next_observations": rng.standard_normal((N, S), np.float32),
         "rewards": rng.standard_normal(N, np.float32),
         "terminals": rng.random(N) < 0.01,
     }
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    high = np.ones(A, np.float32)
-    variants = {}
-    for name in ("baselines.td3bc", "aspc_td3bc"):
-        script = importlib.import_module(name)
-        variants[f"{name} plain"] = PlainLoop(data, name == "aspc_td3bc", args.device)
-        for seeds in args.seeds:
-            for mode in ("eager", "compiled")[: 1 + args.compile]:
-                arguments = script.Args(num_seeds=seeds, compile=mode == "compiled", device=args.device)
-                agent = script.Agent(arguments, data, -high, high, args.device)
-                variants[f"{name} {mode}, {seeds} seeds"] = agent
-    times = {name: [] for name in variants}
+
+
+def load(script: str, width: int) -> types.ModuleType:
+    """A script as a module; another width stands in for the 256 that its networks are written with."""
+    path = ROOT / f"{script}.py"
+    module = types.ModuleType(path.stem)
+    module.__file__ = str(path)
+    exec(compile(path.read_text().replace(str(WIDTH), str(width)), path, "exec"), module.__dict__)
+    return module
+
+
+def build(variant: Variant, device: str):
+    """What `advance` trains by one period."""
+    if variant.mode == "plain":
+        return PlainLoop(random_data(), variant.script == "aspc_td3bc", device)
+    script, high = load(variant.script, variant.width), np.ones(A, np.float32)
+    arguments = script.Args(
+        num_seeds=variant.seeds, batch_size=variant.batch, device=device,
+        compile="compiled" in variant.mode, cudagraph="graph" in variant.mode,
+    )  # fmt: skip
+    return script.Agent(arguments, random_data(), -high, high, device)
+
+
+def plan(args: Args) -> list[Variant]:
+    modes = ["eager"] + ["compiled"] * args.compile
+    if args.device.startswith("cuda"):
+        modes = ["eager", "graph"] + ["compiled graph"] * args.compile
+    sizes = [(seeds, B, WIDTH) for seeds in args.seeds]
+    sizes += [(args.seeds[0], batch, WIDTH) for batch in args.batch_sizes if batch != B]
+    sizes += [(args.seeds[0], B, width) for width in args.widths if width != WIDTH]
+    plain = [Variant(script, "plain") for script in args.scripts if script.endswith("td3bc")]
+    return plain + [Variant(*x, *size) for x, size in itertools.product(itertools.product(args.scripts, modes), sizes)]
+
+
+def peak_memory(variant: Variant, device: str) -> float:
+    """MiB that a process of its own needs at most: on a GPU of the GPU's memory, else of the machine's."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(memory_of, (variant, device))
+
+
+def memory_of(variant: Variant, device: str) -> float:
+    trained = build(variant, device)
+    for _ in range(5):  # on a GPU three eager periods, then the graph's capture
+        trained.advance()
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status").read_text()  # getrusage would count the parent's memory, too
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 1024
+
+
+def quartiles(ratios: np.ndarray) -> list[float]:
+    """Median, lower and upper quartile."""
+    return np.quantile(ratios, (0.5, 0.25, 0.75)).tolist()
+
+
+def picture(rows: list[dict], path: Path) -> None:
+    """Hours for a million steps, as in the paper's Fig. 5."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.6 + 0.3 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    axis.barh([row["variant"] for row in rows], [row["hours_per_million"] for row in rows], height=0.6)
+    axis.invert_yaxis()
+    axis.tick_params(labelsize=7)
+    axis.set_xlabel("hours for a million gradient steps, all seeds of a process (seeds x batch)")
+    figure.savefig(path, dpi=100)
+
+
+def main(args: Args) -> None:
+    torch.set_float32_matmul_precision(args.matmul_precision)
     synchronize = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
-    for variant in tqdm(variants.values(), desc="warm-up"):
-        for _ in range(5 if args.device.startswith("cuda") else 1):  # three eager periods, then the graph's capture
-            variant.advance()
+    variants = {variant: build(variant, args.device) for variant in plan(args)}
+    for trained in tqdm(variants.values(), desc="warm-up"):
+        for _ in range(5 if args.device.startswith("cuda") else 1):
+            trained.advance()
+    times = {variant: [] for variant in variants}  # ms a gradient step
     for _ in tqdm(range(args.repeats), desc="measuring"):
-        for name, variant in variants.items():
+        for variant, trained in variants.items():
             synchronize()
             start = time.perf_counter()
-            variant.advance()
+            trained.advance()
             synchronize()
-            times[name].append((time.perf_counter() - start) / STEPS * 1e3)
+            steps = getattr(trained, "period_steps", STEPS)
+            times[variant].append((time.perf_counter() - start) / steps * 1e3)
+    times = {variant: np.array(values) for variant, values in times.items()}
 
     rows = []
-    for name, values in times.items():
-        plain = np.array(times[name.split()[0] + " plain"])
-        ratio = np.quantile(plain / np.array(values), (0.5, 0.25, 0.75))
-        rows.append({"variant": name, "ms_per_step": float(np.median(values)), "speedup": ratio.tolist()})
-        print(f"{name:40} {np.median(values):8.3f} ms/step   {ratio[0]:.2f}x plain ({ratio[1]:.2f} to {ratio[2]:.2f})")
-    for mode in [name.removeprefix("aspc_td3bc ") for name in times if name.startswith("aspc_td3bc ")]:
-        ratios = np.array(times[f"aspc_td3bc {mode}"]) / times[f"baselines.td3bc {mode}"]
-        overhead = np.quantile(ratios, (0.5, 0.25, 0.75))
-        rows.append({"variant": f"ASPC over TD3+BC, {mode}", "time_ratio": overhead.tolist()})
-        print(f"ASPC's time over TD3+BC's, {mode:14} {overhead[0]:.3f} ({overhead[1]:.3f} to {overhead[2]:.3f})")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if args.device.startswith("cuda"):
-        peak = torch.cuda.max_memory_allocated() / 2**20
-    print(f"{torch.get_num_threads()} threads, system load {os.getloadavg()[0]}, peak memory of all {peak:.0f} MiB")
+    for variant, values in tqdm(times.items(), desc="memory"):
+        ms, plain = float(np.median(values)), times.get(Variant(variant.script, "plain"))
+        row = {"variant": str(variant), "ms_per_step": ms, "hours_per_million": ms / 3.6, "peak_mib": 0.0}
+        row["peak_mib"] = peak_memory(variant, args.device)
+        row["speedup"] = quartiles(variant.seeds * plain / values) if plain is not None else None
+        base = times.get(variant._replace(script="baselines/" + variant.script.removeprefix("aspc_")))
+        row["over_baseline"] = quartiles(values / base) if base is not None and base is not values else None
+        rows.append(row)
+    for row in rows:
+        line = f"{row['variant']:48} {row['ms_per_step']:8.3f} ms/step {row['peak_mib']:6.0f} MiB"
+        for key, words in (("speedup", "x plain's steps"), ("over_baseline", "of its baseline's time")):
+            if row[key]:
+                line += "   {:.2f} ({:.2f} to {:.2f}) {}".format(*row[key], words)
+        print(line)
+    print(f"{torch.get_num_threads()} threads, system load {os.getloadavg()[0]}")
     if args.out:
-        info = {"args": vars(args), "torch": torch.__version__, "threads": torch.get_num_threads(), "peak_mib": peak}
-        Path(args.out).write_text(json.dumps(info | {"rows": rows, "times_ms": times}, indent=2) + "\n")
+        about = asdict(args) | {"out": args.out.name}
+        info = {"args": about, "torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows}
+        raw = {str(variant): values.tolist() for variant, values in times.items()}
+        args.out.with_suffix(".json").write_text(json.dumps(info | {"times_ms": raw}, indent=2) + "\n")
+        picture(rows, args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":
