@@ -4,7 +4,8 @@
     python -m benchmark.speed --device cuda --seeds 1 4 16 --batch-sizes 64 256 1024 --widths 64 256 1024 --out gpu
 
 Times one period of each variant in turn, many times over, so that whatever else the machine does meets all of them
-alike. Steps of several seeds trained together count once for each seed. The data are random: 17-dimensional states, 6-dimensional actions. Writes speed.json and speed.png.
+alike. Steps of several seeds trained together count once for each seed. The data are random: 17-dimensional states,
+6-dimensional actions. Writes speed.json and speed.png.
 """
 
 import copy
