@@ -19,14 +19,17 @@ DOMAINS = {name: [task for task in TASKS if task.split("-")[0] in robots] for na
 
 @cache
 def read_arguments(path: Path) -> dict[str, tuple[str, Any]]:
-    """A script's arguments, name -> (type as written, default), from its class Args; {} for a file without one.
+    """A script's arguments, name -> (type as written, default), from its class Args; {} for a file that is no script.
 
     Reading takes milliseconds; importing would load PyTorch, once for each script.
     """
     nodes = ast.parse(path.read_text(encoding="utf-8")).body
     fields = [field for node in nodes if isinstance(node, ast.ClassDef) and node.name == "Args" for field in node.body]
     fields = [field for field in fields if isinstance(field, ast.AnnAssign) and field.value]
-    return {field.target.id: (ast.unparse(field.annotation), ast.literal_eval(field.value)) for field in fields}
+    try:
+        return {field.target.id: (ast.unparse(field.annotation), ast.literal_eval(field.value)) for field in fields}
+    except ValueError:  # a default that is not a plain value, which scripts do not have
+        return {}
 
 
 def flags(arguments: dict[str, Any]) -> list[str]:
