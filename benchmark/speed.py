@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import re
+import sys
 import time
 import types
 from dataclasses import asdict, dataclass
@@ -163,8 +164,9 @@ def random_data() -> dict[str, np.ndarray]:
 def load(script: str, width: int) -> types.ModuleType:
     """A script as a module; another width stands in for the 256 that its networks are written with."""
     path = ROOT / f"{script}.py"
-    module = types.ModuleType(path.stem)
+    module = types.ModuleType(f"{path.stem}_{width}")
     module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where dataclasses and torch.compile look for it
     exec(compile(path.read_text().replace(str(WIDTH), str(width)), path, "exec"), module.__dict__)
     return module
 

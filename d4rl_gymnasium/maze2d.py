@@ -6,6 +6,8 @@ in both directions: the point can be anywhere in [-0.6, 0.2] around it. D4RL cal
 so do we: starts, goals and waypoints refer to it.
 """
 
+import copy
+import functools
 import math
 from collections import deque
 
@@ -62,7 +64,7 @@ class Maze2dEnv(MujocoEnv):
     metadata = {"render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"], "render_fps": 100}
 
     def __init__(self, maze: str = "umaze", **kwargs):
-        self.layout = MAZES[maze]
+        self.maze, self.layout = maze, MAZES[maze]
         self.cells = find_cells(self.layout, "O") + find_cells(self.layout, "G")
         self.goal = self.cells[-1]
         rows, columns = len(self.layout), len(self.layout[0])
@@ -80,23 +82,8 @@ class Maze2dEnv(MujocoEnv):
         )
 
     def _initialize_simulation(self):
-        spec = mujoco.MjSpec.from_string(POINT)
-        for row, column in find_cells(self.layout, "#"):
-            spec.worldbody.add_geom(
-                type=mujoco.mjtGeom.mjGEOM_BOX,
-                pos=[row + 1, column + 1, 0],
-                size=[0.5, 0.5, 0.2],
-                rgba=[0.7, 0.5, 0.3, 1],
-                contype=2,
-                conaffinity=1,
-            )
-        x, y = self.goal
-        spec.worldbody.add_site(pos=[x + 1.2, y + 1.2, 0], size=[0.2, 0.2, 0.2], rgba=[0.6, 0.3, 0.3, 1])
-        model, data = compile_model(spec, self.width, self.height)
-        # How hard a contact pushes depends on the body's mean inverse mass. MuJoCo 2.1.0 averaged over three axes,
-        # though the point slides along two; today's compiler knows that and gives 1 / mass.
-        model.body("point").invweight0[0] = 2 / (3 * model.body("point").mass[0])
-        return model, data
+        model = copy.copy(compile_maze(self.maze, self.width, self.height))  # its own: a user may change it
+        return model, mujoco.MjData(model)
 
     def step(self, action):
         self.data.ctrl[:] = action  # MuJoCo clips it to the motors' [-1, 1]
@@ -119,6 +106,28 @@ class Maze2dEnv(MujocoEnv):
 def find_cells(layout: list[str], kind: str) -> list[tuple[int, int]]:
     """(row, column) of every cell of `kind`, a character of the layout."""
     return [(row, column) for row, line in enumerate(layout) for column, c in enumerate(line) if c == kind]
+
+
+@functools.cache
+def compile_maze(maze: str, width: int, height: int) -> mujoco.MjModel:
+    """The point in the maze, once for all environments: compiling takes longer than all else that makes one."""
+    spec = mujoco.MjSpec.from_string(POINT)
+    for row, column in find_cells(MAZES[maze], "#"):
+        spec.worldbody.add_geom(
+            type=mujoco.mjtGeom.mjGEOM_BOX,
+            pos=[row + 1, column + 1, 0],
+            size=[0.5, 0.5, 0.2],
+            rgba=[0.7, 0.5, 0.3, 1],
+            contype=2,
+            conaffinity=1,
+        )
+    ((x, y),) = find_cells(MAZES[maze], "G")
+    spec.worldbody.add_site(pos=[x + 1.2, y + 1.2, 0], size=[0.2, 0.2, 0.2], rgba=[0.6, 0.3, 0.3, 1])
+    model, _ = compile_model(spec, width, height)
+    # How hard a contact pushes depends on the body's mean inverse mass. MuJoCo 2.1.0 averaged over three axes,
+    # though the point slides along two; today's compiler knows that and gives 1 / mass.
+    model.body("point").invweight0[0] = 2 / (3 * model.body("point").mass[0])
+    return model
 
 
 def step_point(model: mujoco.MjModel, data: mujoco.MjData) -> None:
