@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, S, make_agent
 from test_hypergradient import central_difference, relative
-from test_run import OWN, after_period, assert_same_runs, largest_difference, resume, seed_by_seed, train, write_dataset
+from test_run import OWN, after_steps, assert_same_runs, largest_difference, resume, seed_by_seed, train, write_dataset
 from test_update import Restatement
 from torch.func import vmap
 from torch.nn import functional as F
@@ -195,7 +195,7 @@ def test_resumed_run_equals_an_uninterrupted_one(script, tmp_path, monkeypatch):
     dataset, arguments = write_dataset(tmp_path / "pendulum.hdf5", 3, 1, bound=2.0), OWN | {"total_steps": 60}
     whole = train(script, dataset, tmp_path / "whole", arguments)
     with monkeypatch.context() as patch:
-        after_period(patch, script, 2, lambda agent: os.kill(os.getpid(), signal.SIGTERM))
+        after_steps(patch, script, 40, lambda agent: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(SystemExit):
             train(script, dataset, tmp_path / "resumed", arguments)
     runs = sorted((tmp_path / "resumed").iterdir())

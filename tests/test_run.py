@@ -29,7 +29,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import d4rl_gymnasium as d4rl
 
-SCRIPTS = ["aspc_td3bc", "baselines/td3bc"]
+SCRIPTS = ["aspc_td3bc", "baselines/td3bc", "aspc_iql", "baselines/iql"]
 TAG = r"(?:charts|losses|aspc|td3bc)/[A-Za-z_]+"
 RUN = {  # a run of two seeds: evaluations at 120, 240, 360 and 400, checkpoints at 200 and 400
     "env_id": "hopper-medium-v2", "num_seeds": 2, "total_steps": 400, "batch_size": 32, "device": "cpu",
@@ -39,7 +39,12 @@ RUN = {  # a run of two seeds: evaluations at 120, 240, 360 and 400, checkpoints
 OWN = RUN | {"env_id": "Pendulum-v1", "num_seeds": 1, "total_steps": 40}
 SHORT = RUN | {"num_seeds": 1, "total_steps": 60, "eval_interval": 20, "checkpoint_interval": 20}
 
+# The lines that evaluate, write files and run the loop are the same text in all scripts (test_shared_text): what they
+# do when something goes wrong is tested on the first pair.
+PAIR = SCRIPTS[:2]
 each_script = pytest.mark.parametrize("script", SCRIPTS)
+each_of_pair = pytest.mark.parametrize("script", PAIR)
+finished_pair = pytest.mark.parametrize("finished", PAIR, indirect=True)
 
 
 # --- Helpers ----------------------------------------------------------------------------------------------------------
@@ -70,10 +75,15 @@ def signal_handlers():
         signal.signal(number, handler)
 
 
+def fitting(script: str, arguments: dict) -> dict:
+    """Those of the arguments that the script has."""
+    return {k: v for k, v in arguments.items() if k in load_script(script).Args.__dataclass_fields__}
+
+
 def train(script: str, dataset: Path, runs: Path, arguments: dict) -> list[Path]:
     """The directories of the finished run, one a seed."""
     module = load_script(script)
-    module.main(module.Args(dataset_path=str(dataset), runs_dir=str(runs), **arguments))
+    module.main(module.Args(dataset_path=str(dataset), runs_dir=str(runs), **fitting(script, arguments)))
     return sorted(runs.iterdir())
 
 
@@ -82,14 +92,14 @@ def resume(script: str, run: Path) -> None:
     module.main(module.Args(resume=str(run)))
 
 
-def after_period(monkeypatch, script: str, number: int, act) -> None:
-    """Call `act(agent)` after the `number`-th period that this process trains."""
-    agent_class, count = load_script(script).Agent, itertools.count(1)
+def after_steps(monkeypatch, script: str, steps: int, act) -> None:
+    """Call `act(agent)` when this process has trained so many gradient steps."""
+    agent_class, periods = load_script(script).Agent, itertools.count(1)
     original = agent_class.advance
 
     def advance(agent):
         original(agent)
-        if next(count) == number:
+        if next(periods) * agent.period_steps == steps:
             act(agent)
 
     monkeypatch.setattr(agent_class, "advance", advance)
@@ -155,6 +165,20 @@ def finished(request, hopper, tmp_path_factory) -> types.SimpleNamespace:
     return types.SimpleNamespace(script=request.param, runs=train(request.param, hopper, runs, RUN))
 
 
+def test_shared_text():
+    """From evaluation to files, and the training loop: the same lines in every script."""
+    sections = (
+        ("def evaluate(", "def evaluate_saved("),
+        ("def save(", "def describe("),
+        ("    # --- Logging", "        scores ="),
+    )
+    for script in SCRIPTS:
+        text, first = ((ROOT / f"{name}.py").read_text() for name in (script, PAIR[0]))
+        for start, end in sections:
+            section = text[text.index(start) : text.index(end)]
+            assert section and section == first[first.index(start) : first.index(end)], (script, start)
+
+
 # --- Files of a run ---------------------------------------------------------------------------------------------------
 
 
@@ -169,7 +193,7 @@ def test_files_of_a_run(finished, hopper):
         assert names == (expected | {"checkpoint.pt"} if seed == 0 else expected)  # and nothing half-written
 
         config = json.loads((run / "config.json").read_text())
-        given = RUN | {"seed": 0, "dataset_path": str(hopper)}
+        given = fitting(finished.script, RUN) | {"seed": 0, "dataset_path": str(hopper)}
         assert {name: config["args"][name] for name in given} == given
         assert config["args"].keys() == load_script(finished.script).Args.__dataclass_fields__.keys()
         assert (config["script"], config["seed"], config["device"]) == (script, seed, "cpu")
@@ -216,7 +240,7 @@ def test_tags_are_those_of_the_glossary(finished):
 def test_resumed_run_equals_an_uninterrupted_one(finished, hopper, tmp_path, monkeypatch, capsys):
     """Ctrl-C after 200 of 400 steps."""
     with monkeypatch.context() as patch:
-        after_period(patch, finished.script, 10, lambda agent: os.kill(os.getpid(), signal.SIGINT))
+        after_steps(patch, finished.script, 200, lambda agent: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(SystemExit) as stop:
             train(finished.script, hopper, tmp_path, RUN)
     runs = sorted(tmp_path.iterdir())
@@ -228,7 +252,7 @@ def test_resumed_run_equals_an_uninterrupted_one(finished, hopper, tmp_path, mon
     assert_same_runs(runs, finished.runs)
 
 
-@each_script
+@each_of_pair
 @pytest.mark.parametrize("moment", ["start", "update", "evaluation", "progress bar"])
 def test_a_signal_at_any_moment_leaves_a_checkpoint(script, moment, hopper, tmp_path, monkeypatch, capsys):
     module = load_script(script)
@@ -260,6 +284,7 @@ def test_a_signal_at_any_moment_leaves_a_checkpoint(script, moment, hopper, tmp_
     assert checkpoint_of(run)["step"] == step
 
 
+@finished_pair
 def test_diverged_run_keeps_its_checkpoint(finished, hopper, tmp_path, monkeypatch):
     """Seed 1 turns NaN in step 300, is found out at 360, and the run is taken up again at 200."""
 
@@ -270,7 +295,7 @@ def test_diverged_run_keeps_its_checkpoint(finished, hopper, tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(load_script(finished.script), "SummaryWriter", Unbuffered)
-        after_period(patch, finished.script, 15, lambda agent: agent.actor["net.0.weight"][1, 0, 0].fill_(torch.nan))
+        after_steps(patch, finished.script, 300, lambda agent: agent.actor["net.0.weight"][1, 0, 0].fill_(torch.nan))
         with pytest.raises(SystemExit) as stop:
             train(finished.script, hopper, tmp_path, RUN)
     runs = sorted(tmp_path.iterdir())
@@ -290,18 +315,18 @@ def test_diverged_run_keeps_its_checkpoint(finished, hopper, tmp_path, monkeypat
         assert [event.step for event in events_of(run)["charts/episodic_return"]] == [120, 240, 360, 400]
 
 
-@each_script
+@each_of_pair
 def test_state_that_is_not_finite_never_reaches_a_checkpoint(script, hopper, tmp_path, monkeypatch):
     """After the metrics were computed, and in a tensor that they do not show."""
     infinite = lambda agent: agent.target_critics["net.0.bias"][0, 1, 0].fill_(torch.inf)  # noqa: E731
-    after_period(monkeypatch, script, 2, infinite)
+    after_steps(monkeypatch, script, 40, infinite)
     with pytest.raises(SystemExit, match=r"Seed 0 .*target_critics\.net\.0\.bias.* step 40\b"):
         train(script, hopper, tmp_path, SHORT)
     (run,) = tmp_path.iterdir()
     assert checkpoint_of(run)["step"] == 20
 
 
-@each_script
+@each_of_pair
 @pytest.mark.parametrize("failure", ["raised", "real"])
 def test_full_disk_keeps_the_previous_checkpoint(script, failure, hopper, tmp_path, monkeypatch):
     """`real` lets the operating system refuse the bytes, through the device that is always full."""
@@ -322,7 +347,8 @@ def test_full_disk_keeps_the_previous_checkpoint(script, failure, hopper, tmp_pa
             Path(target).with_name("checkpoint.pt.part").symlink_to("/dev/full")
 
     monkeypatch.setattr(os, "replace", then_full)
-    message = command(monkeypatch, script, *flags(SHORT | {"dataset_path": hopper, "runs_dir": tmp_path}))
+    given = fitting(script, SHORT) | {"dataset_path": hopper, "runs_dir": tmp_path}
+    message = command(monkeypatch, script, *flags(given))
     assert isinstance(message, str) and "--resume" in message and "\n" not in message
     (run,) = tmp_path.iterdir()
     assert checkpoint_of(run)["step"] == 20
@@ -332,6 +358,7 @@ def test_full_disk_keeps_the_previous_checkpoint(script, failure, hopper, tmp_pa
     assert json.loads((run / "result.json").read_text())["steps"] == 60
 
 
+@finished_pair
 def test_resume_refuses(finished, hopper, tmp_path, monkeypatch):
     """What cannot be continued, with a sentence that says why."""
     resumed = lambda *arguments: command(monkeypatch, finished.script, "--resume", *map(str, arguments))  # noqa: E731
@@ -358,6 +385,7 @@ def test_resume_refuses(finished, hopper, tmp_path, monkeypatch):
     assert "checkpoint.pt" in resumed(runs[0])
 
 
+@finished_pair
 def test_run_killed_in_its_final_evaluation_resumes(finished, tmp_path):
     """In another place than where it was trained, too."""
     runs = [shutil.copytree(run, tmp_path / run.name) for run in finished.runs]
@@ -366,7 +394,7 @@ def test_run_killed_in_its_final_evaluation_resumes(finished, tmp_path):
     assert_same_runs(runs, finished.runs)
 
 
-@pytest.mark.parametrize(("script", "number"), zip(SCRIPTS, (signal.SIGTERM, signal.SIGINT), strict=True))
+@pytest.mark.parametrize(("script", "number"), zip(SCRIPTS, itertools.cycle((signal.SIGTERM, signal.SIGINT))))
 def test_copied_alone_stopped_and_continued(script, number, hopper, tmp_path):
     """The file in an empty directory, with no other part of this repository than the installed package."""
     packages, project = tmp_path / "packages", tmp_path / "project"
@@ -377,9 +405,10 @@ def test_copied_alone_stopped_and_continued(script, number, hopper, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(packages), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     environment["GIT_CEILING_DIRECTORIES"] = str(tmp_path)
     options = {"cwd": project, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    plain_critic = " ".join(flags(fitting(script, {"robust_critic": False})))
     arguments = (
         f"{Path(script).name}.py --env-id hopper-medium-v2 --dataset-path {hopper} --total-steps 300 --batch-size 32 "
-        "--device cpu --eval-interval 20 --eval-episodes 1 --final-eval-episodes 2 --no-robust-critic"
+        f"--device cpu --eval-interval 20 --eval-episodes 1 --final-eval-episodes 2 {plain_critic}"
     )
     process = subprocess.Popen([sys.executable, *shlex.split(arguments)], **options)
     try:
@@ -428,17 +457,17 @@ def test_seeds_are_independent(float64, script):
     for name, tensor in alone.items():
         assert same[name] <= 1e-12 * max(1.0, tensor.abs().max().item()), name
         assert other[name] > 1e-6 * tensor.abs().max().item(), name
-    if script == "aspc_td3bc":
+    if script.startswith("aspc"):
         assert {"rho", "ema"} <= alone.keys()
 
 
-@each_script
+@each_of_pair
 def test_seeds_are_independent_in_float32(script):
     """The rounding of a batched product differs from that of a single one. Adam makes up to LEARNING_RATE of it at each
     step where a gradient is itself no more than rounding; a tenth of one step is far below what a foreign batch does.
     """
     module = load_script(script)
-    one, two, alone = seed_by_seed(script, robust_critic=False)
+    one, two, alone = seed_by_seed(script, **fitting(script, {"robust_critic": False}))
     same, other = largest_difference(one, alone), largest_difference(two, alone)
     for name in alone:
         if ".adam." not in name:
@@ -472,16 +501,33 @@ BAD_INPUT_ASPC = {
     "alpha starts at 0": ("--alpha-init 0", "--alpha-init must be positive"),
     "no average": ("--ema 1", "--ema"),
 }
+BAD_INPUT_IQL = {
+    "no expectile": ("--expectile 1", "--expectile"),
+    "all dropped": ("--actor-dropout 1", "--actor-dropout"),
+}
+BAD_INPUT_IQL_ALONE = {
+    "imitation of the worst": ("--beta -1", "--beta"),
+    "no settings for the task": ("--env-id Pendulum-v1 --tuned", "no settings for Pendulum-v1"),
+}
 
 
 @pytest.mark.parametrize(
     ("script", "line", "words"),
     [
         pytest.param(script, *BAD_INPUT[name], id=f"{name}-{script}")
-        for script in SCRIPTS
+        for script in PAIR
         for name in BAD_INPUT
     ]
-    + [pytest.param("aspc_td3bc", *case, id=f"{name}-aspc_td3bc") for name, case in BAD_INPUT_ASPC.items()],
+    + [
+        pytest.param(script, *case, id=f"{name}-{script}")
+        for cases, scripts in (
+            (BAD_INPUT_ASPC, ["aspc_td3bc", "aspc_iql"]),
+            (BAD_INPUT_IQL, ["aspc_iql", "baselines/iql"]),
+            (BAD_INPUT_IQL_ALONE, ["baselines/iql"]),
+        )
+        for script in scripts
+        for name, case in cases.items()
+    ],
 )
 def test_bad_input_gets_a_sentence(script, line, words, hopper, tmp_path, monkeypatch):
     (tmp_path / "text.hdf5").write_text("no data")
@@ -491,7 +537,7 @@ def test_bad_input_gets_a_sentence(script, line, words, hopper, tmp_path, monkey
     (tmp_path / "list" / "config.json").write_text("[1, 2]")
     monkeypatch.setitem(sys.modules, "wandb", None)
     given = shlex.split(line.format(tmp=tmp_path))
-    rest = flags(SHORT | {"total_steps": 20, "dataset_path": hopper, "runs_dir": tmp_path / "runs"})
+    rest = flags(fitting(script, SHORT) | {"total_steps": 20, "dataset_path": hopper, "runs_dir": tmp_path / "runs"})
     if not {"--eval", "--resume"} & set(given):
         given = rest + given  # of two values the last counts
     message = command(monkeypatch, script, *given)
@@ -502,7 +548,7 @@ def test_bad_input_gets_a_sentence(script, line, words, hopper, tmp_path, monkey
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@each_script
+@each_of_pair
 def test_gpu_where_there_is_none(script, monkeypatch):
     assert "--device cpu" in command(monkeypatch, script, "--device", "cuda")
 
@@ -536,6 +582,7 @@ def test_saved_actor_evaluates_to_the_result(finished, monkeypatch, capsys):
         assert f"normalized score {module.normalized_score('hopper-medium-v2', returns[-1]):.1f}" in printed
 
 
+@finished_pair
 def test_damaged_actor(finished, tmp_path, monkeypatch):
     run = shutil.copytree(finished.runs[0], tmp_path / "run")
     whole = (run / "actor.pt").read_bytes()
@@ -561,6 +608,7 @@ def opengl() -> str | None:
     return None
 
 
+@finished_pair
 def test_video(finished, tmp_path):
     imageio = pytest.importorskip("imageio")
     pytest.importorskip("imageio_ffmpeg")
@@ -597,12 +645,12 @@ class FakeWandb(types.ModuleType):
         return run
 
 
-@each_script
+@each_of_pair
 def test_weights_and_biases(script, hopper, tmp_path, monkeypatch):
     wandb = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     with monkeypatch.context() as patch:
-        after_period(patch, script, 1, lambda agent: os.kill(os.getpid(), signal.SIGINT))
+        after_steps(patch, script, 20, lambda agent: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(SystemExit):
             train(script, hopper, tmp_path, SHORT | {"num_seeds": 2, "total_steps": 40, "track": True})
     paths = sorted(tmp_path.iterdir())
@@ -643,7 +691,7 @@ def test_own_task_with_other_bounds(script, tmp_path):
     assert (actions.min() >= space.low.item()) and (actions.max() <= space.high.item())
 
 
-@each_script
+@each_of_pair
 def test_target_noise_scales_with_the_bounds(float64, script, monkeypatch):
     """TD3's smoothing: at most half of the half range, and never beyond the bounds."""
     module = load_script(script)
