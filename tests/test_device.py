@@ -67,6 +67,7 @@ def test_nothing_grows(script):
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if script.startswith("aspc")])  # all losses are there
 def test_compiled_equals_eager(monkeypatch, float64, script):
     """What torch.compile captures is the update, nothing frozen: three periods of it, run without generated code."""
+    torch.compiler.reset()  # the scripts' functions are all vmap's to it, and it compiles one function eight times at most
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
     eager, compiled = make_agent(script), make_agent(script, compile=True)
     for _ in range(3):
