@@ -8,7 +8,7 @@ import torch
 from conftest import make_agent
 from torch.utils._python_dispatch import TorchDispatchMode
 
-SCRIPTS = ["aspc_td3bc", "baselines/td3bc", "aspc_iql", "baselines/iql"]
+SCRIPTS = [room + name for name in ("td3bc", "iql", "cql", "diffusionql") for room in ("aspc_", "baselines/")]
 HOST = {
     "_local_scalar_dense": "reads a value on the host (.item(), float(), if tensor)",
     "nonzero": "has a size that the host must wait for",
@@ -64,10 +64,10 @@ def test_nothing_grows(script):
     assert live_tensors() == first
 
 
-@pytest.mark.parametrize("script", [script for script in SCRIPTS if script.startswith("aspc")])  # all losses are there
+@pytest.mark.parametrize("script", ["aspc_td3bc", "aspc_iql"])  # with their baselines' losses
 def test_compiled_equals_eager(monkeypatch, float64, script):
     """What torch.compile captures is the update, nothing frozen: three periods of it, run without generated code."""
-    torch.compiler.reset()  # the scripts' functions are all vmap's to it, and it compiles one function eight times at most
+    torch.compiler.reset()  # all that scripts compile is vmap's one function to it, and eight times is its limit
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
     eager, compiled = make_agent(script), make_agent(script, compile=True)
     for _ in range(3):

@@ -29,18 +29,19 @@ from torch.utils.tensorboard import SummaryWriter
 
 import d4rl_gymnasium as d4rl
 
-SCRIPTS = ["aspc_td3bc", "baselines/td3bc", "aspc_iql", "baselines/iql"]
-TAG = r"(?:charts|losses|aspc|td3bc)/[A-Za-z_]+"
+EVERY = [room + name for name in ("td3bc", "iql", "cql", "diffusionql") for room in ("aspc_", "baselines/")]
+SCRIPTS = EVERY[:4]  # whole runs of all eight would take more than five minutes
+TAG = r"(?:charts|losses|aspc|td3bc|cql)/[A-Za-z_]+"
 RUN = {  # a run of two seeds: evaluations at 120, 240, 360 and 400, checkpoints at 200 and 400
-    "env_id": "hopper-medium-v2", "num_seeds": 2, "total_steps": 400, "batch_size": 32, "device": "cpu",
+    "env_id": "hopper-medium-v2", "num_seeds": 2, "total_steps": 400, "batch_size": 8, "device": "cpu",
     "eval_interval": 120, "eval_episodes": 1, "final_eval_episodes": 2, "checkpoint_interval": 200,
-    "robust_critic": False,
+    "robust_critic": False, "critic_layers": 1,  # where the script has them
 }  # fmt: skip
 OWN = RUN | {"env_id": "Pendulum-v1", "num_seeds": 1, "total_steps": 40}
 SHORT = RUN | {"num_seeds": 1, "total_steps": 60, "eval_interval": 20, "checkpoint_interval": 20}
 
-# The lines that evaluate, write files and run the loop are the same text in all scripts (test_shared_text): what they
-# do when something goes wrong is tested on the first pair.
+# The lines that write files and run the loop are the same text in all scripts (test_shared_text): what they do when
+# something goes wrong is tested on the first pair.
 PAIR = SCRIPTS[:2]
 each_script = pytest.mark.parametrize("script", SCRIPTS)
 each_of_pair = pytest.mark.parametrize("script", PAIR)
@@ -166,13 +167,9 @@ def finished(request, hopper, tmp_path_factory) -> types.SimpleNamespace:
 
 
 def test_shared_text():
-    """From evaluation to files, and the training loop: the same lines in every script."""
-    sections = (
-        ("def evaluate(", "def evaluate_saved("),
-        ("def save(", "def describe("),
-        ("    # --- Logging", "        scores ="),
-    )
-    for script in SCRIPTS:
+    """Files and the training loop: the same lines in every script."""
+    sections = (("def save(", "def describe("), ("    # --- Logging", "        scores ="))
+    for script in EVERY:
         text, first = ((ROOT / f"{name}.py").read_text() for name in (script, PAIR[0]))
         for start, end in sections:
             section = text[text.index(start) : text.index(end)]
@@ -220,7 +217,9 @@ def test_files_of_a_run(finished, hopper):
 
         actor = torch.load(run / "actor.pt", weights_only=True)
         final = {name.removeprefix("actor."): t for name, t in checkpoint_of(finished.runs[0])["tensors"].items()}
-        assert all(torch.equal(t, final[name][seed]) for name, t in actor.items() if name.startswith("net."))
+        weights = {name.removeprefix("actor."): t for name, t in actor.items()}  # or "critics."
+        same = [torch.equal(t, final[name][seed]) for name, t in weights.items() if name.startswith("net.")]
+        assert same and all(same)
 
 
 def test_tags_are_those_of_the_glossary(finished):
@@ -405,9 +404,9 @@ def test_copied_alone_stopped_and_continued(script, number, hopper, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(packages), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     environment["GIT_CEILING_DIRECTORIES"] = str(tmp_path)
     options = {"cwd": project, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    plain_critic = " ".join(flags(fitting(script, {"robust_critic": False})))
+    plain_critic = " ".join(flags(fitting(script, {"robust_critic": False, "critic_layers": 1})))
     arguments = (
-        f"{Path(script).name}.py --env-id hopper-medium-v2 --dataset-path {hopper} --total-steps 300 --batch-size 32 "
+        f"{Path(script).name}.py --env-id hopper-medium-v2 --dataset-path {hopper} --total-steps 300 --batch-size 8 "
         f"--device cpu --eval-interval 20 --eval-episodes 1 --final-eval-episodes 2 {plain_critic}"
     )
     process = subprocess.Popen([sys.executable, *shlex.split(arguments)], **options)
@@ -452,7 +451,7 @@ def largest_difference(x: dict, y: dict) -> dict[str, float]:
 
 @each_script
 def test_seeds_are_independent(float64, script):
-    one, two, alone = seed_by_seed(script)
+    one, two, alone = seed_by_seed(script, batch_size=8)
     same, other = largest_difference(one, alone), largest_difference(two, alone)
     for name, tensor in alone.items():
         assert same[name] <= 1e-12 * max(1.0, tensor.abs().max().item()), name
@@ -507,8 +506,22 @@ BAD_INPUT_IQL = {
 }
 BAD_INPUT_IQL_ALONE = {
     "imitation of the worst": ("--beta -1", "--beta"),
-    "no settings for the task": ("--env-id Pendulum-v1 --tuned", "no settings for Pendulum-v1"),
 }
+BAD_INPUT_CQL = {
+    "no learning": ("--policy-lr 0", "--policy-lr"),
+    "no temperature": ("--temperature 0", "--temperature"),
+}
+BAD_INPUT_CQL_ALONE = {"negative penalty": ("--alpha -1", "--alpha")}
+BAD_INPUT_CQL_ASPC = {
+    "alpha starts out of bounds": ("--alpha-init 30", "--alpha-max"),
+    "alpha may reach 0": ("--alpha-min 0", "--alpha-min"),
+}
+BAD_INPUT_DIFFUSIONQL = {"negative norm": ("--grad-norm -1", "--grad-norm must be at least 0")}
+BAD_INPUT_DIFFUSIONQL_ALONE = {
+    "minimise Q": ("--eta -1", "--eta must be at least 0"),
+    "no learning": ("--actor-lr 0", "--actor-lr positive"),
+}
+NOT_TUNED = {"no settings for the task": ("--env-id Pendulum-v1 --tuned", "no settings for Pendulum-v1")}
 
 
 @pytest.mark.parametrize(
@@ -521,9 +534,15 @@ BAD_INPUT_IQL_ALONE = {
     + [
         pytest.param(script, *case, id=f"{name}-{script}")
         for cases, scripts in (
-            (BAD_INPUT_ASPC, ["aspc_td3bc", "aspc_iql"]),
+            (BAD_INPUT_ASPC, [script for script in EVERY if script.startswith("aspc")]),
             (BAD_INPUT_IQL, ["aspc_iql", "baselines/iql"]),
             (BAD_INPUT_IQL_ALONE, ["baselines/iql"]),
+            (BAD_INPUT_CQL, ["aspc_cql", "baselines/cql"]),
+            (BAD_INPUT_CQL_ALONE, ["baselines/cql"]),
+            (BAD_INPUT_CQL_ASPC, ["aspc_cql"]),
+            (BAD_INPUT_DIFFUSIONQL, ["aspc_diffusionql", "baselines/diffusionql"]),
+            (BAD_INPUT_DIFFUSIONQL_ALONE, ["baselines/diffusionql"]),
+            (NOT_TUNED, ["baselines/iql", "baselines/cql", "baselines/diffusionql"]),
         )
         for script in scripts
         for name, case in cases.items()
@@ -683,9 +702,13 @@ def test_own_task_with_other_bounds(script, tmp_path):
     assert all(-2000 < value < 0 for value in result["final_returns"])
     assert "charts/normalized_score" not in events_of(run)
     saved = torch.load(run / "actor.pt", weights_only=True)
-    actor = load_script(script).Actor(saved["mean"], saved["std"], torch.tensor([-2.0]), torch.tensor([2.0]))
+    module, low, high = load_script(script), torch.tensor([-2.0]), torch.tensor([2.0])
+    if hasattr(module, "Policy"):  # it draws its actions
+        actor = module.Policy(saved["actor.mean"], saved["actor.std"], low, high)
+    else:
+        actor = module.Actor(saved["mean"], saved["std"], low, high)
     actor.load_state_dict(saved)
-    actions = actor(1000 * torch.randn(1000, 3))
+    actions = actor(1000 * torch.randn(100, 3), *([torch.Generator()] if hasattr(module, "Policy") else []))
     assert 1 < actions.abs().max() <= 2
     space = gymnasium.make("Pendulum-v1").action_space
     assert (actions.min() >= space.low.item()) and (actions.max() <= space.high.item())

@@ -1,0 +1,466 @@
+"""Diffusion-QL and ASPC on it: every update against an independent restatement (one seed, no vmap, no torch.func, no
+torchopt), the diffusion against closed forms, ASPC's hypergradient against central differences, and how it acts."""
+
+import functools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import A, N, S, load_script, make_agent, random_data
+from test_device import NoHost
+from test_hypergradient import central_difference, relative
+from test_run import command, flags, write_dataset
+from test_update import PlainAdam
+from torch.func import vmap
+from torch.nn import functional as F
+
+import d4rl_gymnasium as d4rl
+
+ASPC, BASELINE = "aspc_diffusionql", "baselines/diffusionql"
+T = 5
+
+both = pytest.mark.parametrize("script", [ASPC, BASELINE])
+
+
+def vp_betas():
+    """The schedule as its authors print it: t from 1 to T, bounds 0.1 and 10."""
+    t = np.arange(1, T + 1)
+    return torch.as_tensor(1 - np.exp(-0.1 / T - 0.5 * 9.9 * (2 * t - 1) / T**2))
+
+
+# --- The update -------------------------------------------------------------------------------------------------------
+
+
+class Restatement:
+    """Diffusion-QL on lists of tensors: 4 of the time's network, then (weight, bias) of each layer."""
+
+    def __init__(self, agent, low, high, steps_done):
+        pick = lambda params, *index: [p[index].clone() for p in params.values()]  # noqa: E731
+        self.args, self.adaptive = agent.args, hasattr(agent.args, "alpha_init")
+        self.half, self.middle = (high - low) / 2, (high + low) / 2
+        self.actor, self.ema_actor = pick(agent.actor, 0), pick(agent.target_actor, 0)
+        self.q = [pick(agent.critics, 0, j) for j in range(2)]
+        self.target_q = [pick(agent.target_critics, 0, j) for j in range(2)]
+        self.adam_actor, self.adam_q = PlainAdam(self.actor), PlainAdam(self.q[0] + self.q[1])
+        self.step = self.adam_actor.t = steps_done
+        betas = vp_betas()
+        self.alphas, self.bars = 1 - betas, torch.cumprod(1 - betas, 0)
+        previous = torch.cat([torch.ones(1), self.bars[:-1]])
+        self.coef_x0 = betas * previous.sqrt() / (1 - self.bars)
+        self.coef_x = (1 - previous) * self.alphas.sqrt() / (1 - self.bars)
+        self.variance = betas * (1 - previous) / (1 - self.bars)
+        self.clipped = {"critics": [], "actor": []}
+        if self.adaptive:
+            self.rho = torch.tensor(math.log(math.exp(self.args.alpha_init) - 1), requires_grad=True)
+            self.rho_adam = torch.optim.Adam([self.rho], lr=2e-3)
+            decay = 0.01 ** (1 / (self.args.total_steps // 10))
+            self.rho_schedule = torch.optim.lr_scheduler.ExponentialLR(self.rho_adam, decay)
+            self.ema = torch.tensor(0.0)
+
+    @staticmethod
+    def layers(p, x):
+        for w, b in zip(p[:-2:2], p[1:-2:2], strict=True):
+            x = F.linear(x, w, b)
+            x = x * torch.tanh(torch.log1p(torch.exp(x)))  # Mish
+        return F.linear(x, p[-2], p[-1])
+
+    def epsilon(self, p, s, x, t):
+        frequencies = torch.exp(-math.log(10000) / 7 * torch.arange(8))
+        angles = t[:, None] * frequencies
+        time = self.layers(p[:4], torch.cat([angles.sin(), angles.cos()], 1))
+        return self.layers(p[4:], torch.cat([x, time, s], 1))
+
+    def act(self, p, s, noise):
+        """noise (B, T, A): the start, then what is added on the way to steps 3, 2, 1, 0."""
+        x = noise[:, 0]
+        for i, t in enumerate((4, 3, 2, 1, 0)):
+            epsilon = self.epsilon(p, s, x, torch.full((len(s),), t))
+            x0 = (1 / self.bars[t]).sqrt() * x - (1 / self.bars[t] - 1).sqrt() * epsilon
+            x = self.coef_x0[t] * x0.clamp(-1, 1) + self.coef_x[t] * x
+            if t:
+                x = x + self.variance[t].sqrt() * noise[:, i + 1]
+        return self.middle + self.half * x.clamp(-1, 1)
+
+    def value(self, p, s, a):
+        return self.layers(p, torch.cat([s, a], 1))[:, 0]
+
+    def clip(self, gradients, which):
+        norm = torch.cat([g.detach().flatten() for g in gradients]).norm()
+        factor = torch.clamp(self.args.grad_norm / (norm + 1e-6), max=1.0)
+        self.clipped[which].append(factor.item() < 1)
+        return [factor * g for g in gradients]
+
+    def policy_terms(self, p, s, a, chain, epsilon, t, i):
+        pi = self.act(p, s, chain)
+        x = self.bars[t].sqrt()[:, None] * (a - self.middle) / self.half + (1 - self.bars[t]).sqrt()[:, None] * epsilon
+        q, other = self.value(self.q[i], s, pi), self.value(self.q[1 - i], s, pi)
+        return q.mean(), other.abs().mean().detach(), F.mse_loss(self.epsilon(p, s, x, t), epsilon)
+
+    def train(self, s, a, next_s, r, d, chain, next_chains, epsilon, t, i):
+        n = next_chains.shape[1]
+        with torch.no_grad():
+            repeated = next_s.repeat_interleave(n, 0)
+            next_a = self.act(self.ema_actor, repeated, next_chains.flatten(0, 1))
+            best = [self.value(p, repeated, next_a).view(-1, n).max(1).values for p in self.target_q]
+            y = r + 0.99 * (1 - d) * torch.min(*best)
+        p = [x.requires_grad_() for x in self.q[0] + self.q[1]]
+        half = len(self.q[0])
+        loss = F.mse_loss(self.value(p[:half], s, a), y) + F.mse_loss(self.value(p[half:], s, a), y)
+        new = self.adam_q.propose(p, self.clip(torch.autograd.grad(loss, p), "critics"), 3e-4)
+        self.q = [[x.detach() for x in new[:half]], [x.detach() for x in new[half:]]]
+
+        p = [x.requires_grad_() for x in self.actor]
+        noise = (s, a, chain, epsilon, t, i)
+        q, scale, diffusion = self.policy_terms(p, *noise)
+        alpha = F.softplus(self.rho) if self.adaptive else self.args.eta
+        last = self.adaptive and (self.step + 1) % 10 == 0
+        gradients = torch.autograd.grad(-alpha * q / scale + diffusion, p, create_graph=last)
+        learning_rate = 3e-4 if self.adaptive else self.args.actor_lr
+        new = self.adam_actor.propose(p, self.clip(gradients, "actor"), learning_rate)
+        if last:
+            q, scale, diffusion = self.policy_terms(new, *noise)
+            ema = 0.005 * q + 0.995 * self.ema
+            self.rho_adam.zero_grad()
+            (-alpha.detach() * q / scale + diffusion + (ema - self.ema) ** 2).backward()
+            self.rho_adam.step()
+            self.rho_schedule.step()
+            self.ema = ema.detach()
+        self.actor = [x.detach() for x in new]
+        with torch.no_grad():
+            if self.step % 5 == 0 and self.step >= 1000:
+                self.ema_actor = [0.995 * t + 0.005 * x for t, x in zip(self.ema_actor, self.actor, strict=True)]
+            for j in range(2):
+                self.target_q[j] = [0.995 * t + 0.005 * x for t, x in zip(self.target_q[j], self.q[j], strict=True)]
+        self.step += 1
+
+
+@pytest.mark.parametrize("case", ["official", "max backup, other bounds, much clipped, past step 1000"])
+@both
+def test_equals_an_independent_restatement(float64, script, case):
+    """40 gradient steps: all parameters and targets, α and the average of Q."""
+    module, official = load_script(script), case == "official"
+    steps_done, arguments = (0, {}) if official else (980, {"grad_norm": 0.3, "max_q_backup": True})
+    if not official and script == BASELINE:
+        arguments |= {"eta": 2.0, "actor_lr": 1e-3}
+    low, high = (-np.ones(A), np.ones(A)) if official else (np.array([-2.0, -1.0, 0.0]), np.array([2.0, 1.0, 4.0]))
+    data = random_data()
+    data["actions"] = low + (high - low) * (data["actions"] + 1) / 2
+    agent = module.Agent(module.Args(batch_size=8, total_steps=1000, **arguments), data, low, high, "cpu")
+    for state in agent.actor_optimizer.state.values():
+        state["step"].fill_(steps_done)
+    first_ema = {name: p.clone() for name, p in agent.target_actor.items()}
+    plain = Restatement(agent, torch.as_tensor(low), torch.as_tensor(high), steps_done)
+    for _ in range(4):
+        agent.advance()  # leaves its batch indices and noise behind
+        for step in range(10):
+            s, a, next_s, r, d = agent.rows[agent.indices[0, step]].split(agent.widths, 1)
+            *noise, i = (x[0, step] for x in agent.noise)
+            plain.train(s, a, next_s, r[:, 0], d[:, 0], *noise, i.item())
+    pairs = {
+        "actor": (agent.actor, plain.actor, (0,)),
+        "target actor": (agent.target_actor, plain.ema_actor, (0,)),
+        "critic 1": (agent.critics, plain.q[0], (0, 0)),
+        "critic 2": (agent.critics, plain.q[1], (0, 1)),
+        "target critic 1": (agent.target_critics, plain.target_q[0], (0, 0)),
+        "target critic 2": (agent.target_critics, plain.target_q[1], (0, 1)),
+    }
+    errors = {
+        name: max((p[index] - q).abs().max().item() for p, q in zip(ours.values(), theirs, strict=True))
+        for name, (ours, theirs, index) in pairs.items()
+    }
+    if script == ASPC:
+        errors |= {"rho": abs(agent.rho.item() - plain.rho.item()), "ema": abs(agent.ema.item() - plain.ema.item())}
+        assert abs(agent.rho.item() - math.log(math.e - 1)) > 1e-4  # α did move
+    print(errors)
+    assert max(errors.values()) < 1e-9, errors
+    moved = any((p != first_ema[name]).any() for name, p in agent.target_actor.items())
+    assert moved == (not official)
+    if not official:  # what was compared did happen
+        assert all(any(factors) for factors in plain.clipped.values())
+
+
+def test_target_actor_starts_at_step_1000_and_moves_at_every_fifth(float64):
+    agent = make_agent(BASELINE)
+    count = agent.actor_optimizer.state[agent.actor["net.0.weight"]]["step"]
+    rates = []
+    for steps_taken in range(1, 1022):
+        count.fill_(steps_taken)
+        rates.append(agent.target_actor_rate().item())
+    assert [step for step, rate in enumerate(rates) if rate] == [1000, 1005, 1010, 1015, 1020]  # counted from 0
+    assert {rate for rate in rates if rate} == {0.005}
+
+
+# --- The diffusion ----------------------------------------------------------------------------------------------------
+
+
+@both
+def test_schedule(script):
+    module = load_script(script)
+    assert module.T == T and module.BETAS == pytest.approx(vp_betas().tolist(), rel=1e-14)
+    u = (np.arange(T) + 1) / T
+    assert module.ALPHA_BARS == pytest.approx(np.exp(-0.1 * u - 9.9 * u**2 / 2), rel=1e-14)
+    agent = make_agent(script)
+    torch.testing.assert_close(agent.alpha_bars, torch.tensor(module.ALPHA_BARS))
+
+
+@both
+def test_clock(float64, script):
+    clock = make_agent(script).actor_net.clock
+    expected = [[f(t / 10000 ** (i / 7)) for f in (math.sin, math.cos) for i in range(8)] for t in range(T)]
+    torch.testing.assert_close(clock, torch.tensor(expected), rtol=0, atol=1e-15)
+
+
+@both
+def test_sampler_is_the_posterior(float64, script):
+    """q(x_{t−1} | x_t, x_0) ∝ q(x_t | x_{t−1}) q(x_{t−1} | x_0): the product of two Gaussians, by their precisions."""
+    module, betas = load_script(script), vp_betas()
+    bars = torch.cumprod(1 - betas, 0)
+    x0, noise, seen = torch.rand(40, A) * 2 - 1, torch.randn(40, T, A), {}
+
+    def denoise(s, x, t):  # the true noise, if x0 is the truth
+        seen[t] = x
+        return (x - bars[t].sqrt() * x0) / (1 - bars[t]).sqrt()
+
+    result = module.sample(denoise, None, noise)
+    assert list(seen) == [4, 3, 2, 1, 0]
+    assert torch.equal(seen[4], noise[:, 0])
+    for t in range(1, T):
+        forward = (1 - betas[t]) / betas[t]  # the precision in x_{t−1} of q(x_t | x_{t−1})
+        prior = 1 / (1 - bars[t - 1])
+        mean = (forward * seen[t] / (1 - betas[t]).sqrt() + prior * bars[t - 1].sqrt() * x0) / (forward + prior)
+        expected = mean + noise[:, T - t] / (forward + prior).sqrt()
+        torch.testing.assert_close(seen[t - 1], expected, rtol=0, atol=1e-13)
+    torch.testing.assert_close(result, x0, rtol=0, atol=1e-13)
+
+
+@both
+def test_sampler_clips_the_estimate_of_x0(float64, script):
+    """At every step, not only at the end: what leads beyond 1 leads to 1."""
+    module, bars = load_script(script), torch.cumprod(1 - vp_betas(), 0)
+    noise, paths = torch.randn(40, T, A), []
+    for x0 in (1.0, 7.0):
+        path = []
+        result = module.sample(
+            lambda s, x, t: path.append(x) or (x - bars[t].sqrt() * x0) / (1 - bars[t]).sqrt(), None, noise  # noqa: B023
+        )
+        paths.append(torch.stack([*path, result]))
+    torch.testing.assert_close(paths[0], paths[1], rtol=0, atol=1e-13)
+    assert paths[1][-1].max() == 1
+
+
+@both
+def test_noise_of_a_period(script):
+    agent = make_agent(script, num_seeds=2, batch_size=64, max_q_backup=True)
+    agent.period = lambda: None
+    counts = []
+    for _ in range(20):
+        agent.advance()
+        counts.append(agent.noise.i.clone())
+        assert agent.noise.t.unique().tolist() == [0, 1, 2, 3, 4]
+    coins = torch.stack(counts)  # (20, 2, 10)
+    assert coins.unique().tolist() == [0, 1] and 0.4 < coins.float().mean() < 0.6
+    assert (coins[:, 0] != coins[:, 1]).any()  # each seed its own
+    shares = agent.noise.t.flatten().bincount() / agent.noise.t.numel()
+    assert shares.sub(1 / T).abs().max() < 0.05
+    assert agent.noise.next_chains.shape == (2, 10, 64, 10, T, A)
+    for normal in (agent.noise.chain, agent.noise.next_chains, agent.noise.epsilon):
+        assert abs(normal.mean()) < 0.1 and abs(normal.std() - 1) < 0.1
+        assert (normal[:, 0] != normal[:, 1]).all() and (normal[0] != normal[1]).all()
+
+
+# --- ASPC's hypergradient ---------------------------------------------------------------------------------------------
+
+
+@functools.cache  # the tests leave the agent as it was
+def agent_at(updates: int):
+    """Two seeds, their gradients clipped, whose next policy update is their `updates`-th and moves α; batch and noise.
+
+    Late moments are those of the twentieth update, grown to what their bias correction takes away at that time.
+    """
+    agent = make_agent(ASPC, num_seeds=2, alpha_interval=min(updates, 20), grad_norm=0.3)
+    inputs = []
+
+    def stop_before_alpha(*batch_and_noise):
+        inputs.append(batch_and_noise)
+        raise StopIteration
+
+    update_alpha, agent.update_alpha = agent.update_alpha, stop_before_alpha
+    with pytest.raises(StopIteration):
+        agent.advance()
+    agent.update_alpha = update_alpha
+    for state in agent.actor_optimizer.state.values():
+        for key, beta in (("exp_avg", 0.9), ("exp_avg_sq", 0.999)):
+            state[key] *= (1 - beta ** (updates - 1)) / (1 - beta ** state["step"].double()) if updates > 1 else 1
+        state["step"].fill_(updates - 1)
+    agent.ema.fill_(1000.0)  # so that L_Q counts
+    return agent, *inputs[0]
+
+
+def outer_of_rho(agent, batch, noise):
+    """ρ -> L_outer (K,), with what stands under a stop-gradient, the clipping's factor too, held at the present ρ."""
+    alpha = F.softplus(agent.rho)
+    terms = lambda actor: vmap(agent.policy_terms)(actor, agent.critics, batch, noise)  # noqa: E731
+    gradient = lambda rho: agent.inner_gradient(agent.actor, agent.critics, F.softplus(rho), batch, noise)[0]  # noqa: E731
+    now = gradient(agent.rho)
+    norm = torch.cat([g.flatten(1) for g in now.values()], 1).norm(dim=1)
+    factor = 0.3 / (norm + 1e-6)
+    assert (factor < 1).all()
+    step = lambda rho: agent.inner_step({k: torch.einsum("k,k...->k...", factor, g) for k, g in gradient(rho).items()})  # noqa: E731
+    _, scale, _ = terms(step(agent.rho))
+
+    def outer(rho):
+        q, _, diffusion = terms(step(rho))
+        return -alpha * q / scale + diffusion + (0.005 * (q - agent.ema)) ** 2
+
+    return outer
+
+
+@pytest.mark.parametrize("updates", [3, 20, 2000])
+def test_hypergradient_equals_central_differences(float64, updates):
+    agent, batch, noise = agent_at(updates)
+    outer = outer_of_rho(agent, batch, noise)
+    before = {name: tensor.clone() for name, tensor in agent.tensors().items()}
+    agent.update_alpha(batch, noise)
+    assert (agent.rho != before["rho"]).all()
+    for name, tensor in agent.tensors().items():
+        tensor.copy_(before[name])
+    error = relative(agent.metrics["aspc/alpha_grad"], central_difference(lambda h: outer(agent.rho + h), 1e-2))
+    print(error)
+    assert error < 1e-6
+
+
+# --- Seeds, state, device ---------------------------------------------------------------------------------------------
+
+
+@both
+def test_group_with_max_backup(float64, script):
+    """Seed 1 alone equals seed 1 in a group; state stays where it is; nothing waits for the host."""
+    together = make_agent(script, num_seeds=2, batch_size=8, max_q_backup=True)
+    alone = make_agent(script, seed=1, batch_size=8, max_q_backup=True)
+    before = {name: tensor.data_ptr() for name, tensor in together.tensors().items()}
+    together.advance()
+    alone.advance()
+    assert before == {name: tensor.data_ptr() for name, tensor in together.tensors().items()}
+    ours, theirs = together.tensors(), alone.tensors()
+    for name in ours:
+        if ours[name].ndim:
+            torch.testing.assert_close(ours[name][1], theirs[name][0], rtol=1e-12, atol=1e-12, msg=name)
+            assert not torch.equal(ours[name][0], theirs[name][0]), name
+    observations = np.random.default_rng(0).normal(size=(2, 4, S))
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    in_group = together.act(observations, generators)[1]
+    np.testing.assert_allclose(
+        in_group, alone.act(observations[1:], [torch.Generator().manual_seed(1)])[0], rtol=0, atol=1e-12
+    )
+    with NoHost():
+        together.period()
+
+
+# --- Acting -----------------------------------------------------------------------------------------------------------
+
+
+@both
+def test_policy_draws_one_of_fifty_by_softmax_of_the_smaller_target_q(float64, script, monkeypatch):
+    agent = make_agent(script)
+    agent.advance()
+    plain = Restatement(agent, -torch.ones(A), torch.ones(A), 0)
+    observations, given = torch.randn(4, S), []
+
+    def multinomial(probabilities, count, generator):
+        given.append((probabilities, count, generator))
+        return torch.tensor([[7], [0], [49], [7]])
+
+    monkeypatch.setattr(torch, "multinomial", multinomial)
+    generator = torch.Generator().manual_seed(3)
+    actions = torch.as_tensor(agent.act(observations[None].numpy(), [generator])[0])
+    ((probabilities, count, used),) = given
+    assert count == 1 and used is generator
+
+    noise = torch.randn(4 * 50, T, A, generator=torch.Generator().manual_seed(3))
+    s = observations.repeat_interleave(50, 0)
+    candidates = plain.act(plain.actor, s, noise)
+    q = torch.min(*(plain.value(p, s, candidates) for p in plain.target_q)).view(4, 50)
+    torch.testing.assert_close(probabilities, q.softmax(1), rtol=0, atol=1e-12)
+    expected = candidates.view(4, 50, A)[torch.arange(4), [7, 0, 49, 7]]
+    torch.testing.assert_close(actions, expected, rtol=0, atol=1e-12)
+
+
+@both
+def test_saved_actor_acts_like_the_agent(float64, script):
+    module, agent = load_script(script), make_agent(script, num_seeds=2)
+    agent.advance()
+    observations = np.random.default_rng(0).normal(size=(2, 6, S))
+    generators = lambda: [torch.Generator().manual_seed(seed) for seed in (5, 6)]  # noqa: E731
+    actions = agent.act(observations, generators())
+    assert actions.shape == (2, 6, A) and (abs(actions) <= 1).all()
+    for k in range(2):
+        saved = agent.saved_actor(k)
+        policy = module.Policy(saved["actor.mean"], saved["actor.std"], -torch.ones(A), torch.ones(A))
+        policy.load_state_dict(saved)
+        with torch.no_grad():
+            alone = policy(torch.as_tensor(observations[k]), generators()[k])
+        np.testing.assert_allclose(alone, actions[k], rtol=0, atol=1e-12)
+        tensors = agent.tensors()
+        for name, p in policy.named_parameters():
+            if name.startswith("actor."):
+                assert torch.equal(p, tensors[name][k])
+            else:
+                _, j, rest = name.split(".", 2)
+                assert torch.equal(p, tensors[f"target_critics.{rest}"][k, int(j)])
+    agent.advance()  # which must not reach what was saved
+    assert not torch.equal(saved["actor.net.0.weight"], agent.actor["net.0.weight"][1])
+
+
+@both
+def test_evaluation_repeats_and_leaves_training_alone(script):
+    module = load_script(script)
+    rng = np.random.default_rng(0)
+    data = {key: rng.normal(size=(N, 11)) for key in ("observations", "next_observations")}
+    data |= {"actions": rng.uniform(-1, 1, (N, 3)), "rewards": rng.normal(size=N), "terminals": np.zeros(N, bool)}
+    agent = module.Agent(module.Args(num_seeds=2, batch_size=8), data, -np.ones(3), np.ones(3), "cpu")
+    agent.advance()
+    before = [generator.get_state() for generator in (*agent.generators, torch.default_generator)]
+    first, second = (module.evaluate(agent.act, "hopper-medium-v2", [0, 1], 2) for _ in range(2))
+    assert (first == second).all() and len(set(first.flatten())) == 4
+    after = [generator.get_state() for generator in (*agent.generators, torch.default_generator)]
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+    act = lambda s, generators: agent.act(np.repeat(s, 2, 0), [torch.Generator(), *generators])[1:]  # noqa: E731
+    assert (module.evaluate(act, "hopper-medium-v2", [1], 2)[0] == first[1]).all()  # whatever else is evaluated
+
+
+# --- The baseline's settings ------------------------------------------------------------------------------------------
+
+
+def test_tuned_table():
+    module = load_script(BASELINE)
+    assert set(module.TUNED) <= set(d4rl.TASKS)
+    for env_id, settings in module.TUNED.items():
+        args = module.tuned(module.Args(env_id=env_id, tuned=True))
+        assert {name: getattr(args, name) for name in settings} == settings
+        assert args.grad_norm >= 1 and args.rewards in ("raw", "antmaze", "standardised")
+
+
+def test_rewards():
+    module = load_script(BASELINE)
+    rewards = np.random.default_rng(0).normal(3, 2, 1000).astype(np.float32)
+    assert (module.changed_rewards(rewards, "raw") == rewards).all()
+    assert module.changed_rewards(np.array([0, 1], np.float32), "antmaze").tolist() == [-2, 2]
+    standardised = module.changed_rewards(rewards, "standardised")
+    expected = torch.as_tensor(rewards)
+    torch.testing.assert_close(torch.as_tensor(standardised).float(), (expected - expected.mean()) / expected.std())
+    with pytest.raises(SystemExit, match="--rewards"):
+        module.changed_rewards(np.ones(3, np.float32), "standardised")
+
+
+def test_tuned_run_is_recorded(tmp_path, monkeypatch, capsys):
+    dataset = write_dataset(tmp_path / "rows.hdf5", 11, 3)
+    given = {"env_id": "hopper-medium-v2", "dataset_path": dataset, "runs_dir": tmp_path / "runs", "device": "cpu",
+             "total_steps": 10, "batch_size": 8, "eval_episodes": 1, "final_eval_episodes": 1,
+             "rewards": "antmaze", "tuned": True}  # fmt: skip
+    assert command(monkeypatch, BASELINE, *flags(given)) is None
+    assert "grad_norm 9.0" in capsys.readouterr().out
+    (run,) = (tmp_path / "runs").iterdir()
+    recorded = json.loads((run / "config.json").read_text())["args"]
+    assert (recorded["tuned"], recorded["grad_norm"], recorded["rewards"]) == (True, 9.0, "raw")
