@@ -296,12 +296,14 @@ class Agent:
         self.draw = vmap(self.drawn)
         self.policy_gradient = vmap(grad_and_value(self.policy_loss, has_aux=True))
         self.inner_gradient = vmap(grad_and_value(self.inner_loss, has_aux=True))
-        self.mixed_gradient = vmap(grad(self.inner_slope))
+        self.td_gradient = vmap(grad_and_value(self.td_loss))
+        self.mixed_gradient = vmap(grad_and_value(self.inner_slope))
         self.outer_gradient = vmap(grad(self.outer_loss, has_aux=True))
         if args.compile:
             self.draw = torch.compile(self.draw)
             self.policy_gradient = torch.compile(self.policy_gradient)
             self.inner_gradient = torch.compile(self.inner_gradient)
+            self.td_gradient = torch.compile(self.td_gradient)
             self.mixed_gradient = torch.compile(self.mixed_gradient)
             self.outer_gradient = torch.compile(self.outer_gradient)
         self.use_graph = args.cudagraph and self.device.type == "cuda"
@@ -360,26 +362,27 @@ class Agent:
 
     # --- ASPC: the learnable scale ---
 
-    def inner_slope(self, critics: Params, alpha: Tensor, batch: Batch, drawn: Drawn) -> Tensor:
-        """∂L_inner/∂α, whose gradient in φ is the mixed derivative ∂g/∂α of g = ∇_φ L_inner."""
-        return grad(self.inner_loss, argnums=1, has_aux=True)(critics, alpha, batch, drawn)[0]
+    def td_loss(self, critics: Params, batch: Batch, drawn: Drawn) -> Tensor:
+        """L_inner at α = 0, which needs the critics at the data's actions alone."""
+        q = self.twins(critics, batch.observations, batch.actions)
+        return (q - drawn.targets).square().mean(1).sum()
+
+    def inner_slope(self, critics: Params, batch: Batch, drawn: Drawn) -> Tensor:
+        """∂L_inner/∂α = Σ_j C_j, whose gradient in φ is the mixed derivative ∂g/∂α of g = ∇_φ L_inner."""
+        return self.penalty(critics, batch, drawn)[1]
 
     def outer_loss(
-        self, new_critics: Params, alpha: Tensor, ema: Tensor, batch: Batch, drawn: Drawn
+        self, new_critics: Params, ema: Tensor, batch: Batch, drawn: Drawn
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Appendix D.2 at φ̃ = new_critics: only φ̃ carries a gradient. Q̄ is the lesser Q at the policy's actions, and ΔQ
-        the step of an average of mean Q̄ over the updates of α, as in the code that was released for TD3+BC.
+        """Appendix D.2 at φ̃ = new_critics, all but the penalty: only φ̃ carries a gradient. Q̄ is the lesser Q at the
+        policy's actions, and ΔQ the step of an average of mean Q̄ over the updates of α, as in the code that was
+        released for TD3+BC.
         """
-        q, penalty = self.penalty(new_critics, batch, drawn)
-        q = q[:, -M:].amin(0)  # (M, B)
+        q = self.twins(new_critics, batch.observations, drawn.actions[-M:]).amin(0)  # (M, B)
         delta_q = (1 - self.args.ema) * (q.mean() - ema)
-        l_alpha = -q.mean() / q.abs().mean().detach() + alpha * penalty  # as eq. 6
+        l_alpha = -q.mean() / q.abs().mean().detach()  # as eq. 6; its other term is α Σ_j C_j(φ̃)
         l_q = delta_q.square()  # as eq. 7
-        loss = l_alpha + self.args.l_q_coef * l_q
-        metrics = {
-            "losses/outer": loss, "losses/L_alpha": l_alpha, "losses/L_Q": l_q, "aspc/delta_q": delta_q,
-        }
-        return loss, metrics
+        return l_alpha + self.args.l_q_coef * l_q, {"L_alpha": l_alpha, "L_Q": l_q, "delta_q": delta_q}
 
     def inner_step(self, gradient: Params) -> Params:
         """φ̃: what Adam's next step will make of the critics, as a differentiable function of its gradient (eq. 5)."""
@@ -394,10 +397,17 @@ class Agent:
         return {k: self.critics[k] - LEARNING_RATE * direction[k] for k in self.critics}
 
     def update_alpha(self, batch: Batch, drawn: Drawn) -> Params:
-        """One step on ρ along ∂L_outer/∂φ̃ · ∂φ̃/∂g · ∂g/∂α · ∂α/∂ρ (eq. 10); returns g = ∇_φ L_inner at the old α."""
+        """One step on ρ along ∂L_outer/∂φ̃ · ∂φ̃/∂g · ∂g/∂α · ∂α/∂ρ (eq. 10); returns g = ∇_φ L_inner at the old α.
+
+        Both losses are linear in α, so one function serves twice: the penalty's gradient is ∂g/∂α at φ, and at φ̃ it is
+        what the penalty contributes to the outer gradient. Taken apart from the terms in Q̄ it shows who pulls at α.
+        """
         alpha = F.softplus(self.rho)
-        gradient, (critic_loss, (td, penalty)) = self.inner_gradient(self.critics, alpha, batch, drawn)
-        slope = self.mixed_gradient(self.critics, alpha, batch, drawn)  # ∂g/∂α, in g's shapes
+        td_gradient, td = self.td_gradient(self.critics, batch, drawn)
+        slope, penalty = self.mixed_gradient(self.critics, batch, drawn)  # ∂g/∂α, in g's shapes
+        gradient = vmap(lambda g_0, alpha, slope: {k: g_0[k] + alpha * slope[k] for k in g_0})(
+            td_gradient, alpha, slope
+        )  # L_inner is linear in α
         g = {k: v.detach().requires_grad_() for k, v in gradient.items()}
         new_critics = self.inner_step(g)  # φ̃(g)
         at = {k: p.detach() for k, p in new_critics.items()}
@@ -409,20 +419,22 @@ class Agent:
             alpha_gradient = sum((x * slope[k]).flatten(1).sum(1) for k, x in zip(g, through_adam, strict=True))  # (K,)
             return alpha_gradient * self.rho.sigmoid()  # the derivative of softplus
 
-        outer_gradient, metrics = self.outer_gradient(at, alpha, self.ema, batch, drawn)
-        rho_gradient = along_rho(outer_gradient)
-        # without the penalty, α = 0, what is left of L_outer are its terms in Q̄: who pulls at α is worth watching
-        rho_gradient_q = along_rho(self.outer_gradient(at, torch.zeros_like(alpha), self.ema, batch, drawn)[0])
+        q_gradient, outer = self.outer_gradient(at, self.ema, batch, drawn)
+        penalty_gradient, new_penalty = self.mixed_gradient(at, batch, drawn)
+        pull_q, pull_penalty = along_rho(q_gradient), alpha * along_rho(penalty_gradient)
+        l_alpha = outer["L_alpha"] + alpha * new_penalty
         updates = self.rho_optimizer.state[self.rho]["step"].double()
         total_updates = max(1, self.args.total_steps // self.period_steps)
         self.rho_lr.copy_(self.args.alpha_lr * self.args.alpha_interval / 10 * 0.01 ** (updates / total_updates))
-        apply(self.rho_optimizer, {"rho": rho_gradient})
+        apply(self.rho_optimizer, {"rho": pull_q + pull_penalty})
         self.rho.clamp_(self.rho_min, self.rho_max)  # L_outer knows no limit
-        self.ema += metrics["aspc/delta_q"]
-        self.metrics |= metrics | {
-            "losses/critic": critic_loss, "losses/td": td, "losses/penalty": penalty,
-            "aspc/alpha": alpha, "aspc/alpha_grad": rho_gradient,
-            "aspc/alpha_grad_q": rho_gradient_q, "aspc/alpha_grad_penalty": rho_gradient - rho_gradient_q,
+        self.ema += outer["delta_q"]
+        self.metrics |= {
+            "losses/critic": td + alpha * penalty, "losses/td": td, "losses/penalty": penalty,
+            "losses/outer": l_alpha + self.args.l_q_coef * outer["L_Q"], "losses/L_alpha": l_alpha,
+            "losses/L_Q": outer["L_Q"], "aspc/delta_q": outer["delta_q"],
+            "aspc/alpha": alpha, "aspc/alpha_grad": pull_q + pull_penalty,
+            "aspc/alpha_grad_q": pull_q, "aspc/alpha_grad_penalty": pull_penalty,
         }
         return gradient
 

@@ -318,11 +318,13 @@ class Agent:
         self.clipped = vmap(self.clip)
         self.critic_gradient = vmap(grad_and_value(self.critic_loss))
         self.inner_gradient = vmap(grad_and_value(self.inner_loss, has_aux=True))
-        self.mixed_gradient = vmap(grad(self.inner_slope))
+        self.diffusion_gradient = vmap(grad_and_value(self.diffusion_loss))
+        self.mixed_gradient = vmap(grad_and_value(self.inner_slope, has_aux=True))
         self.outer_gradient = vmap(grad(self.outer_loss, has_aux=True))
         if args.compile:
             self.critic_gradient = torch.compile(self.critic_gradient)
             self.inner_gradient = torch.compile(self.inner_gradient)
+            self.diffusion_gradient = torch.compile(self.diffusion_gradient)
             self.mixed_gradient = torch.compile(self.mixed_gradient)
             self.outer_gradient = torch.compile(self.outer_gradient)
         self.use_graph = args.cudagraph and self.device.type == "cuda"
@@ -347,25 +349,28 @@ class Agent:
         y = r + DISCOUNT * (1 - d) * twins(target_critics, next_s, next_a).amax(-1).amin(0)
         return (twins(critics, s, a) - y).square().mean(1).sum()
 
-    def policy_terms(
-        self, actor: Params, critics: Params, batch: Batch, noise: Noise
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the policy's losses are made of: mean Q_i(s, π(s)), mean |Q_j(s, π(s))| without gradient, and L_diff."""
-        s, a, *_ = batch
+    def q_term(self, actor: Params, critics: Params, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
+        """mean Q_i(s, π(s)), and mean |Q_j(s, π(s))| without gradient."""
+        s = batch.observations
         pi, i = self.pi(actor, s, noise.chain), noise.i
         q = self.q({name: torch.where(i == 0, p[0], p[1]) for name, p in critics.items()}, s, pi)
         other_q = self.q({name: torch.where(i == 0, p[1], p[0]) for name, p in critics.items()}, s, pi)
+        return q.mean(), other_q.abs().mean().detach()
+
+    def diffusion_loss(self, actor: Params, batch: Batch, noise: Noise) -> Tensor:
+        """L_diff: mean (ε − ε_θ(√ᾱ_t a + √(1 − ᾱ_t) ε, t, s))²."""
         bar = self.alpha_bars[noise.t].unsqueeze(-1)  # (B, 1)
-        x0 = (a - self.actor_net.action_bias) / self.actor_net.action_scale
+        x0 = (batch.actions - self.actor_net.action_bias) / self.actor_net.action_scale
         x = bar.sqrt() * x0 + (1 - bar).sqrt() * noise.epsilon
-        diffusion = (functional_call(self.actor_net, actor, (s, x, noise.t)) - noise.epsilon).square().mean()
-        return q.mean(), other_q.abs().mean().detach(), diffusion
+        epsilon = functional_call(self.actor_net, actor, (batch.observations, x, noise.t))
+        return (epsilon - noise.epsilon).square().mean()
 
     def inner_loss(
         self, actor: Params, critics: Params, alpha: Tensor, batch: Batch, noise: Noise
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """−λ mean Q_i(s, π(s)) + L_diff,  λ = α / mean |Q_j(s, π(s))| without gradient."""
-        q, scale, diffusion = self.policy_terms(actor, critics, batch, noise)
+        q, scale = self.q_term(actor, critics, batch, noise)
+        diffusion = self.diffusion_loss(actor, batch, noise)
         return -alpha / scale * q + diffusion, (q, diffusion)
 
     def clip(self, gradient: Params) -> tuple[Params, Tensor]:
@@ -381,9 +386,10 @@ class Agent:
 
     # --- ASPC: the learnable scale ---
 
-    def inner_slope(self, actor: Params, critics: Params, alpha: Tensor, batch: Batch, noise: Noise) -> Tensor:
-        """∂L_inner/∂α, whose gradient in θ is the mixed derivative ∂g/∂α of g = ∇_θ L_inner."""
-        return grad(self.inner_loss, argnums=2, has_aux=True)(actor, critics, alpha, batch, noise)[0]
+    def inner_slope(self, actor: Params, critics: Params, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
+        """∂L_inner/∂α, whose gradient in θ is the mixed derivative ∂g/∂α of g = ∇_θ L_inner; and mean Q_i(s, π(s))."""
+        q, scale = self.q_term(actor, critics, batch, noise)
+        return -q / scale, q
 
     def outer_loss(
         self, new_actor: Params, critics: Params, alpha: Tensor, ema: Tensor, batch: Batch, noise: Noise
@@ -391,7 +397,8 @@ class Agent:
         """Appendix D.3 at θ̃ = new_actor: only θ̃ carries a gradient. The random numbers are those of the inner loss, or
         ΔQ would be mostly their noise; it is the step of an average of mean Q over the updates of α, as in ASPC's code.
         """
-        q, scale, diffusion = self.policy_terms(new_actor, critics, batch, noise)
+        q, scale = self.q_term(new_actor, critics, batch, noise)
+        diffusion = self.diffusion_loss(new_actor, batch, noise)
         delta_q = (1 - self.args.ema) * (q - ema)
         l_alpha = -alpha / scale * q + diffusion
         l_q = delta_q.square()
@@ -420,8 +427,11 @@ class Agent:
         g is the clipped gradient, and ∂g/∂α takes the factor that clipped it for a constant.
         """
         alpha = F.softplus(self.rho)
-        gradient, (actor_loss, (q, diffusion)) = self.inner_gradient(self.actor, self.critics, alpha, batch, noise)
-        slope = self.mixed_gradient(self.actor, self.critics, alpha, batch, noise)  # ∂g/∂α, in g's shapes
+        diffusion_gradient, diffusion = self.diffusion_gradient(self.actor, batch, noise)
+        slope, (q_loss, q) = self.mixed_gradient(self.actor, self.critics, batch, noise)  # ∂g/∂α, in g's shapes
+        gradient = vmap(lambda g_0, alpha, slope: {k: g_0[k] + alpha * slope[k] for k in g_0})(
+            diffusion_gradient, alpha, slope
+        )  # L_inner is linear in α
         gradient, factor = self.clipped(gradient)
         g = {k: v.detach().requires_grad_() for k, v in gradient.items()}
         new_actor = self.inner_step(g)  # θ̃(g)
@@ -437,7 +447,8 @@ class Agent:
         apply(self.rho_optimizer, {"rho": rho_gradient})
         self.ema += metrics["aspc/delta_q"]
         self.metrics |= metrics | {
-            "losses/actor": actor_loss, "losses/q": q, "losses/diffusion": diffusion, "losses/actor_clip": factor,
+            "losses/actor": diffusion + alpha * q_loss, "losses/q": q,
+            "losses/diffusion": diffusion, "losses/actor_clip": factor,
             "aspc/alpha": alpha, "aspc/alpha_grad": rho_gradient,
         }
         return gradient

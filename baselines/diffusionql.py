@@ -374,25 +374,28 @@ class Agent:
         y = r + DISCOUNT * (1 - d) * twins(target_critics, next_s, next_a).amax(-1).amin(0)
         return (twins(critics, s, a) - y).square().mean(1).sum()
 
-    def policy_terms(
-        self, actor: Params, critics: Params, batch: Batch, noise: Noise
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the policy's losses are made of: mean Q_i(s, π(s)), mean |Q_j(s, π(s))| without gradient, and L_diff."""
-        s, a, *_ = batch
+    def q_term(self, actor: Params, critics: Params, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
+        """mean Q_i(s, π(s)), and mean |Q_j(s, π(s))| without gradient."""
+        s = batch.observations
         pi, i = self.pi(actor, s, noise.chain), noise.i
         q = self.q({name: torch.where(i == 0, p[0], p[1]) for name, p in critics.items()}, s, pi)
         other_q = self.q({name: torch.where(i == 0, p[1], p[0]) for name, p in critics.items()}, s, pi)
+        return q.mean(), other_q.abs().mean().detach()
+
+    def diffusion_loss(self, actor: Params, batch: Batch, noise: Noise) -> Tensor:
+        """L_diff: mean (ε − ε_θ(√ᾱ_t a + √(1 − ᾱ_t) ε, t, s))²."""
         bar = self.alpha_bars[noise.t].unsqueeze(-1)  # (B, 1)
-        x0 = (a - self.actor_net.action_bias) / self.actor_net.action_scale
+        x0 = (batch.actions - self.actor_net.action_bias) / self.actor_net.action_scale
         x = bar.sqrt() * x0 + (1 - bar).sqrt() * noise.epsilon
-        diffusion = (functional_call(self.actor_net, actor, (s, x, noise.t)) - noise.epsilon).square().mean()
-        return q.mean(), other_q.abs().mean().detach(), diffusion
+        epsilon = functional_call(self.actor_net, actor, (batch.observations, x, noise.t))
+        return (epsilon - noise.epsilon).square().mean()
 
     def policy_loss(
         self, actor: Params, critics: Params, batch: Batch, noise: Noise
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """−λ mean Q_i(s, π(s)) + L_diff,  λ = η / mean |Q_j(s, π(s))| without gradient."""
-        q, scale, diffusion = self.policy_terms(actor, critics, batch, noise)
+        q, scale = self.q_term(actor, critics, batch, noise)
+        diffusion = self.diffusion_loss(actor, batch, noise)
         return -self.args.eta / scale * q + diffusion, (q, diffusion)
 
     def clip(self, gradient: Params) -> tuple[Params, Tensor]:

@@ -301,18 +301,20 @@ def agent_at(updates: int):
 def outer_of_rho(agent, batch, noise):
     """ρ -> L_outer (K,), with what stands under a stop-gradient, the clipping's factor too, held at the present ρ."""
     alpha = F.softplus(agent.rho)
-    terms = lambda actor: vmap(agent.policy_terms)(actor, agent.critics, batch, noise)  # noqa: E731
+    q_term = lambda actor: vmap(agent.q_term)(actor, agent.critics, batch, noise)  # noqa: E731
+    diffusion_loss = lambda actor: vmap(agent.diffusion_loss)(actor, batch, noise)  # noqa: E731
     gradient = lambda rho: agent.inner_gradient(agent.actor, agent.critics, F.softplus(rho), batch, noise)[0]  # noqa: E731
     now = gradient(agent.rho)
     norm = torch.cat([g.flatten(1) for g in now.values()], 1).norm(dim=1)
     factor = 0.3 / (norm + 1e-6)
     assert (factor < 1).all()
     step = lambda rho: agent.inner_step({k: torch.einsum("k,k...->k...", factor, g) for k, g in gradient(rho).items()})  # noqa: E731
-    _, scale, _ = terms(step(agent.rho))
+    _, scale = q_term(step(agent.rho))
 
     def outer(rho):
-        q, _, diffusion = terms(step(rho))
-        return -alpha * q / scale + diffusion + (0.005 * (q - agent.ema)) ** 2
+        new_actor = step(rho)
+        q, _ = q_term(new_actor)
+        return -alpha * q / scale + diffusion_loss(new_actor) + (0.005 * (q - agent.ema)) ** 2
 
     return outer
 
