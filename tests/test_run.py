@@ -29,12 +29,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 import d4rl_gymnasium as d4rl
 
-EVERY = [room + name for name in ("td3bc", "iql", "cql", "diffusionql") for room in ("aspc_", "baselines/")]
-SCRIPTS = EVERY[:4]  # whole runs of all eight would take more than five minutes
+SCRIPTS = [room + name for name in ("td3bc", "iql", "cql", "diffusionql") for room in ("aspc_", "baselines/")]
 TAG = r"(?:charts|losses|aspc|td3bc|cql)/[A-Za-z_]+"
-RUN = {  # a run of two seeds: evaluations at 120, 240, 360 and 400, checkpoints at 200 and 400
-    "env_id": "hopper-medium-v2", "num_seeds": 2, "total_steps": 400, "batch_size": 8, "device": "cpu",
-    "eval_interval": 120, "eval_episodes": 1, "final_eval_episodes": 2, "checkpoint_interval": 200,
+RUN = {  # a run of two seeds: evaluations at 60, 120, 180 and 200, checkpoints at 100 and 200
+    "env_id": "hopper-medium-v2", "num_seeds": 2, "total_steps": 200, "batch_size": 8, "device": "cpu",
+    "eval_interval": 60, "eval_episodes": 1, "final_eval_episodes": 2, "checkpoint_interval": 100,
     "robust_critic": False, "critic_layers": 1,  # where the script has them
 }  # fmt: skip
 OWN = RUN | {"env_id": "Pendulum-v1", "num_seeds": 1, "total_steps": 40}
@@ -169,7 +168,7 @@ def finished(request, hopper, tmp_path_factory) -> types.SimpleNamespace:
 def test_shared_text():
     """Files and the training loop: the same lines in every script."""
     sections = (("def save(", "def describe("), ("    # --- Logging", "        scores ="))
-    for script in EVERY:
+    for script in SCRIPTS:
         text, first = ((ROOT / f"{name}.py").read_text() for name in (script, PAIR[0]))
         for start, end in sections:
             section = text[text.index(start) : text.index(end)]
@@ -202,13 +201,13 @@ def test_files_of_a_run(finished, hopper):
         assert config["commit"] == head
 
         rows = rows_of(run)
-        assert [row["step"] for row in rows] == ["120", "240", "360", "400"]
+        assert [row["step"] for row in rows] == ["60", "120", "180", "200"]
         assert rows[0].keys() >= {"seconds", "charts/SPS", "charts/episodic_return", "episodic_return_std"}
         assert all(np.isfinite(float(value)) for row in rows for value in row.values())
 
         result = json.loads((run / "result.json").read_text())
         assert (result["env_id"], result["script"], result["seed"]) == ("hopper-medium-v2", script, seed)
-        assert (result["steps"], result["dataset"], len(result["final_returns"])) == (400, "given: rows.hdf5", 2)
+        assert (result["steps"], result["dataset"], len(result["final_returns"])) == (200, "given: rows.hdf5", 2)
         score = 100 * d4rl.get_normalized_score("hopper-medium-v2", np.mean(result["final_returns"]))
         assert result["final_score"] == pytest.approx(score)
         as_text = [{name: str(value) for name, value in result[which].items()} for which in ("last", "best")]
@@ -230,22 +229,22 @@ def test_tags_are_those_of_the_glossary(finished):
         events = events_of(run)
         assert listed == set(events)
         assert {column for column in rows_of(run)[0] if "/" in column} == listed
-        assert [event.step for event in events["charts/episodic_return"]] == [120, 240, 360, 400]
+        assert [event.step for event in events["charts/episodic_return"]] == [60, 120, 180, 200]
 
 
 # --- Interruptions ----------------------------------------------------------------------------------------------------
 
 
 def test_resumed_run_equals_an_uninterrupted_one(finished, hopper, tmp_path, monkeypatch, capsys):
-    """Ctrl-C after 200 of 400 steps."""
+    """Ctrl-C after 100 of 200 steps."""
     with monkeypatch.context() as patch:
-        after_steps(patch, finished.script, 200, lambda agent: os.kill(os.getpid(), signal.SIGINT))
+        after_steps(patch, finished.script, 100, lambda agent: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(SystemExit) as stop:
             train(finished.script, hopper, tmp_path, RUN)
     runs = sorted(tmp_path.iterdir())
     assert stop.value.code == 128 + signal.SIGINT
     assert f"--resume {runs[0]}" in capsys.readouterr().out
-    assert checkpoint_of(runs[0])["step"] == 200 and not (runs[0] / "result.json").exists()
+    assert checkpoint_of(runs[0])["step"] == 100 and not (runs[0] / "result.json").exists()
     torch.manual_seed(12345)  # a fresh process would not have the old one's global generators
     resume(finished.script, runs[1])  # any directory of the group names it
     assert_same_runs(runs, finished.runs)
@@ -285,7 +284,7 @@ def test_a_signal_at_any_moment_leaves_a_checkpoint(script, moment, hopper, tmp_
 
 @finished_pair
 def test_diverged_run_keeps_its_checkpoint(finished, hopper, tmp_path, monkeypatch):
-    """Seed 1 turns NaN in step 300, is found out at 360, and the run is taken up again at 200."""
+    """Seed 1 turns NaN in step 140, is found out at 180, and the run is taken up again at 100."""
 
     class Unbuffered(SummaryWriter):  # so that there are events behind the checkpoint, which the resumed run must purge
         def add_scalar(self, *args, **kwargs):
@@ -294,24 +293,24 @@ def test_diverged_run_keeps_its_checkpoint(finished, hopper, tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(load_script(finished.script), "SummaryWriter", Unbuffered)
-        after_steps(patch, finished.script, 300, lambda agent: agent.actor["net.0.weight"][1, 0, 0].fill_(torch.nan))
+        after_steps(patch, finished.script, 140, lambda agent: agent.actor["net.0.weight"][1, 0, 0].fill_(torch.nan))
         with pytest.raises(SystemExit) as stop:
             train(finished.script, hopper, tmp_path, RUN)
     runs = sorted(tmp_path.iterdir())
     message = stop.value.code
-    assert re.search(r"\b[Ss]eed 1\b", message) and re.search(r"\bstep 360\b", message) and str(runs[0]) in message
+    assert re.search(r"\b[Ss]eed 1\b", message) and re.search(r"\bstep 180\b", message) and str(runs[0]) in message
     assert re.search(r"\blosses/(critic|actor|q)\b", message)
     checkpoint = checkpoint_of(runs[0])
-    assert checkpoint["step"] == 200
+    assert checkpoint["step"] == 100
     assert all(tensor.isfinite().all() for tensor in checkpoint["tensors"].values())
-    assert [row["step"] for row in rows_of(runs[0])] == ["120", "240"]
+    assert [row["step"] for row in rows_of(runs[0])] == ["60", "120"]
     resume(finished.script, runs[0])
     assert_same_runs(runs, finished.runs)
     for run in runs:
         for tag, events in events_of(run).items():
             steps = [event.step for event in events]
-            assert steps == sorted(set(steps)) and steps[-1] == 400, tag
-        assert [event.step for event in events_of(run)["charts/episodic_return"]] == [120, 240, 360, 400]
+            assert steps == sorted(set(steps)) and steps[-1] == 200, tag
+        assert [event.step for event in events_of(run)["charts/episodic_return"]] == [60, 120, 180, 200]
 
 
 @each_of_pair
@@ -393,17 +392,41 @@ def test_run_killed_in_its_final_evaluation_resumes(finished, tmp_path):
     assert_same_runs(runs, finished.runs)
 
 
-@pytest.mark.parametrize(("script", "number"), zip(SCRIPTS, itertools.cycle((signal.SIGTERM, signal.SIGINT))))
-def test_copied_alone_stopped_and_continued(script, number, hopper, tmp_path):
-    """The file in an empty directory, with no other part of this repository than the installed package."""
+def alone(tmp_path: Path, scripts: list[str]) -> tuple[Path, dict]:
+    """The files in an empty directory, with no other part of this repository than the installed package; the directory
+    and how a subprocess runs there.
+    """
     packages, project = tmp_path / "packages", tmp_path / "project"
     packages.mkdir()
     project.mkdir()
     shutil.copytree(ROOT / "d4rl_gymnasium", packages / "d4rl_gymnasium", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / f"{script}.py", project)
+    for script in scripts:
+        shutil.copy(ROOT / f"{script}.py", project)
     environment = os.environ | {"PYTHONPATH": str(packages), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     environment["GIT_CEILING_DIRECTORIES"] = str(tmp_path)
     options = {"cwd": project, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return project, options
+
+
+def test_copied_alone(hopper, tmp_path):
+    """Every script in one process, one after the other."""
+    project, options = alone(tmp_path, SCRIPTS)
+    given = SHORT | {"total_steps": 20, "dataset_path": str(hopper)}
+    lines = [[f"{Path(script).name}.py", *flags(fitting(script, given))] for script in SCRIPTS]
+    (project / "lines.json").write_text(json.dumps(lines))
+    program = (
+        "import json, runpy, sys\n"
+        "for sys.argv in json.load(open('lines.json')): runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    process = subprocess.run([sys.executable, "-c", program], **options)
+    assert process.returncode == 0, process.stderr
+    names = [json.loads(path.read_text())["script"] for path in project.glob("runs/*/result.json")]
+    assert sorted(names) == sorted(Path(script).name for script in SCRIPTS)
+
+
+@pytest.mark.parametrize(("script", "number"), zip(PAIR, (signal.SIGTERM, signal.SIGINT), strict=True))
+def test_copied_alone_stopped_and_continued(script, number, hopper, tmp_path):
+    project, options = alone(tmp_path, [script])
     plain_critic = " ".join(flags(fitting(script, {"robust_critic": False, "critic_layers": 1})))
     arguments = (
         f"{Path(script).name}.py --env-id hopper-medium-v2 --dataset-path {hopper} --total-steps 300 --batch-size 8 "
@@ -436,10 +459,10 @@ def test_copied_alone_stopped_and_continued(script, number, hopper, tmp_path):
 
 
 def seed_by_seed(script: str, **arguments) -> tuple[dict, dict, dict]:
-    """All state after 60 steps: of seeds 1 and 2 when trained as the second and third of three, and of seed 1 alone."""
+    """All state after 20 steps: of seeds 1 and 2 when trained as the second and third of three, and of seed 1 alone."""
     together, alone = make_agent(script, num_seeds=3, **arguments), make_agent(script, seed=1, **arguments)
     for agent in (together, alone):
-        for _ in range(60 // agent.period_steps):
+        for _ in range(20 // agent.period_steps):
             agent.advance()
     pick = lambda agent, k: {name: t[k] for name, t in agent.tensors().items() if t.ndim}  # noqa: E731
     return pick(together, 1), pick(together, 2), pick(alone, 0)
@@ -534,7 +557,7 @@ NOT_TUNED = {"no settings for the task": ("--env-id Pendulum-v1 --tuned", "no se
     + [
         pytest.param(script, *case, id=f"{name}-{script}")
         for cases, scripts in (
-            (BAD_INPUT_ASPC, [script for script in EVERY if script.startswith("aspc")]),
+            (BAD_INPUT_ASPC, [script for script in SCRIPTS if script.startswith("aspc")]),
             (BAD_INPUT_IQL, ["aspc_iql", "baselines/iql"]),
             (BAD_INPUT_IQL_ALONE, ["baselines/iql"]),
             (BAD_INPUT_CQL, ["aspc_cql", "baselines/cql"]),
