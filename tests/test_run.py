@@ -459,10 +459,10 @@ def test_copied_alone_stopped_and_continued(script, number, hopper, tmp_path):
 
 
 def seed_by_seed(script: str, **arguments) -> tuple[dict, dict, dict]:
-    """All state after 20 steps: of seeds 1 and 2 when trained as the second and third of three, and of seed 1 alone."""
+    """All state after 40 steps: of seeds 1 and 2 when trained as the second and third of three, and of seed 1 alone."""
     together, alone = make_agent(script, num_seeds=3, **arguments), make_agent(script, seed=1, **arguments)
     for agent in (together, alone):
-        for _ in range(20 // agent.period_steps):
+        for _ in range(40 // agent.period_steps):
             agent.advance()
     pick = lambda agent, k: {name: t[k] for name, t in agent.tensors().items() if t.ndim}  # noqa: E731
     return pick(together, 1), pick(together, 2), pick(alone, 0)
