@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from benchmark.scripts import DOMAINS, ROOT, flags, read_arguments
+from benchmark.scripts import DOMAINS, ROOT, flags, read_arguments, tuned_arguments
 from d4rl_gymnasium.tasks import TASKS
 
 SCRIPTS = {path.stem: path for room in (".", "baselines", "benchmark/ablations") for path in ROOT.glob(f"{room}/*.py")}
@@ -57,7 +57,7 @@ class Run:
         self.setting = " ".join(setting + ["on stand-in data"] * self.stand_in)
         self.label = f"{self.algorithm} {self.setting}".strip()  # runs alike but for task and seed share it
         ablation = self.script in SCRIPTS and SCRIPTS[self.script].parent.name == "ablations"
-        self.main = not self.variant and not ablation
+        self.main = self.variant.keys() <= {"tuned"} and not ablation
         if self.result is not None:
             self.scores = {
                 "last": self.result["last"][SCORE],
@@ -77,8 +77,11 @@ def defaults(script: str) -> dict:
 
 
 def off_default(script: str, args: dict) -> dict:
+    """The arguments off their defaults. Of the settings that --tuned brought it is --tuned that counts."""
     known = defaults(script)
-    return {key: value for key, value in args.items() if key not in known or value != known[key]}
+    settings = tuned_arguments(SCRIPTS[script]) if script in SCRIPTS and args.get("tuned") else ()
+    off = {key: value for key, value in args.items() if key not in known or value != known[key]}
+    return {key: value for key, value in off.items() if key not in settings}
 
 
 def is_stand_in(task: str, dataset: dict) -> bool:

@@ -34,7 +34,7 @@ import numpy as np
 import tyro
 
 import d4rl_gymnasium as d4rl
-from benchmark.scripts import DOMAINS, ROBOTS, ROOT, flags, read_arguments
+from benchmark.scripts import DOMAINS, ROBOTS, ROOT, flags, read_arguments, tuned_arguments
 
 
 @dataclass
@@ -93,8 +93,8 @@ VARIANTS = "benchmark/ablations"
 # name: (task sets, [(script, arguments)]). A script that this checkout does not have is left out, and named.
 SUITES: dict[str, tuple[list[str], list[tuple[str, dict[str, Any]]]]] = {
     "table1": (["paper"], [(s, {}) for s in (
-        ASPC, TD3BC, "baselines/wpc", "baselines/a2pr", "baselines/iql", "baselines/rebrac",
-    )]),
+        ASPC, TD3BC, "baselines/wpc", "baselines/a2pr", "baselines/iql",
+    )] + [("baselines/rebrac", {"tuned": True})]),
     "table2": (["paper"], [  # dynamic, naive, converged, linear
         (ASPC, {}), (TD3BC, {}), (TD3BC, {"alpha": REACHED}), (TD3BC, {"alpha_final": REACHED}),
     ]),
@@ -228,7 +228,12 @@ def runs_of(runs: list[dict], script: str, arguments: dict[str, Any]) -> list[di
     """Those of this script whose arguments are these, but for the seeds and for what changes no number."""
     free = {"seed", "num_seeds", "runs_dir", "resume", "eval", "render_video", "track", "checkpoint_interval"}
     defaults = {name: default for name, (_, default) in script_arguments(script).items()}
-    fixed = lambda values: {name: value for name, value in (defaults | values).items() if name not in free}  # noqa: E731
+    settings = tuned_arguments(ROOT / f"{script}.py")  # of the task, where --tuned asks for them
+
+    def fixed(values: dict[str, Any]) -> dict[str, Any]:
+        left_out = free | settings if values.get("tuned") else free
+        return {name: value for name, value in (defaults | values).items() if name not in left_out}
+
     return [run for run in runs if run["script"] == Path(script).name and fixed(run["args"]) == fixed(arguments)]
 
 

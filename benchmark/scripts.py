@@ -32,6 +32,19 @@ def read_arguments(path: Path) -> dict[str, tuple[str, Any]]:
         return {}
 
 
+@cache
+def tuned_arguments(path: Path) -> frozenset[str]:
+    """The arguments that a script's --tuned replaces by the task's settings: the keys of its tables of these.
+
+    A run with --tuned records the settings, which differ from task to task; what was asked for is --tuned.
+    """
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    tables = [x for x in body if isinstance(x, ast.Assign) or (isinstance(x, ast.FunctionDef) and x.name == "tuned")]
+    nodes = [node for table in tables for node in ast.walk(table) if isinstance(node, ast.Dict)]
+    keys = {key.value for node in nodes for key in node.keys if isinstance(key, ast.Constant)}
+    return frozenset(keys & read_arguments(path).keys()) if "tuned" in read_arguments(path) else frozenset()
+
+
 def flags(arguments: dict[str, Any]) -> list[str]:
     """As on a command line: {"alpha_init": 10, "track": False} -> ["--alpha-init", "10", "--no-track"]."""
     line = []

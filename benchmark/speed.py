@@ -180,7 +180,9 @@ def build(variant: Variant, device: str):
         num_seeds=variant.seeds, batch_size=variant.batch, device=device,
         compile="compiled" in variant.mode, cudagraph="graph" in variant.mode,
     )  # fmt: skip
-    return script.Agent(arguments, random_data(), -high, high, device)
+    data = random_data()
+    data["next_actions"] = data["actions"]  # ReBRAC's alone
+    return script.Agent(arguments, data, -high, high, device)
 
 
 def plan(args: Args) -> list[Variant]:

@@ -56,7 +56,7 @@ class DatasetFile:
 
 
 def qlearning_dataset(
-    env: gymnasium.Env, dataset: DatasetFile | Mapping[str, np.ndarray] | None = None
+    env: gymnasium.Env, dataset: DatasetFile | Mapping[str, np.ndarray] | None = None, next_actions: bool = False
 ) -> dict[str, np.ndarray]:
     """The transitions of a dataset, as D4RL's function of this name gives them (`d4rl/__init__.py`).
 
@@ -66,12 +66,16 @@ def qlearning_dataset(
 
     The next observation of row i is that of row i+1, so a row whose successor belongs to another episode is dropped:
     the last row and every row with a timeout. `terminals` alone ends the bootstrap.
+
+    With `next_actions` the action of row i+1 comes too, under this name, (N, A): zeros where row i is terminal, for its
+    episode has no next action. A Minari dataset stores the observation after an episode's last step and so loses no
+    row, but no action after it: with `next_actions` its rows are those of D4RL's rule.
     """
     if dataset is None:
         dataset = find_dataset(env)
     if isinstance(dataset, DatasetFile):
         raw = read_dataset(dataset, env)
-        if _minari_name(dataset.path):
+        if _minari_name(dataset.path) and not next_actions:
             return {key: raw[key] for key in TRANSITION_KEYS}  # Minari stores the observation after the last step
     else:
         _require_keys(dataset, "the dataset")
@@ -82,13 +86,17 @@ def qlearning_dataset(
     keep = ~final_rows(raw, env.spec.max_episode_steps if env.spec else None)[:-1]
     if not keep.any():
         raise DatasetError("The dataset holds no transition: it needs two consecutive rows of one episode.")
-    return {
+    transitions = {
         "observations": raw["observations"][:-1][keep],
         "actions": raw["actions"][:-1][keep],
         "next_observations": raw["observations"][1:][keep],
         "rewards": raw["rewards"][:-1][keep],
         "terminals": raw["terminals"][:-1][keep],
     }
+    if next_actions:
+        transitions["next_actions"] = raw["actions"][1:][keep]
+        transitions["next_actions"][transitions["terminals"]] = 0
+    return transitions
 
 
 def final_rows(raw: Mapping[str, np.ndarray], max_episode_steps: int | None) -> np.ndarray:
@@ -180,7 +188,8 @@ def _read_minari(name: str) -> dict[str, np.ndarray]:
         columns["actions"].append(episode.actions)
         columns["rewards"].append(episode.rewards)
         columns["terminals"].append(episode.terminations)
-        columns["timeouts"].append(episode.truncations)
+        # An episode that did not terminate was cut short at its last step, whether or not its collector said so
+        columns["timeouts"].append(np.append(episode.truncations[:-1], ~episode.terminations[-1:]))
     return {key: np.concatenate(parts) if parts else np.empty(0) for key, parts in columns.items()}
 
 

@@ -42,6 +42,7 @@ def random_data(seed: int = 0) -> dict[str, np.ndarray]:
         "next_observations": rng.normal(1.0, 2.0, (N, S)).astype(np.float32),
         "rewards": rng.normal(0.5, 1.0, N).astype(np.float32),
         "terminals": rng.random(N) < 0.05,
+        "next_actions": rng.uniform(-1, 1, (N, A)).astype(np.float32),  # ReBRAC's alone
     }
 
 

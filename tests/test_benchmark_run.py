@@ -206,6 +206,20 @@ def test_what_has_been_done_is_found(tmp_path, capsys):
     assert found(plan(tmp_path, **wanted, seeds="4,6")) == [("finished", [4]), ("finished", [6])]
 
 
+@pytest.mark.parametrize("script", ["iql", "cql", "diffusionql", "rebrac", "a2pr"])
+def test_a_tuned_run_is_found_by_what_was_asked_for(script, tmp_path):
+    """It records the settings of its task, as the scripts' own `tuned` gives them."""
+    module, task = load_script(f"baselines/{script}"), "hopper-medium-v2"
+    wanted = {"scripts": (f"baselines/{script}",), "tasks": (task,), "seeds": "0", "set": ("tuned=true",)}
+    args = module.Args(env_id=task, tuned=True)
+    settings = asdict(module.tuned(args))
+    write_run(tmp_path, f"baselines/{script}", [0], [{}], **settings)
+    assert settings != asdict(args)
+    assert states(plan(tmp_path, **wanted)) == {"finished": 1}
+    assert states(plan(tmp_path, **wanted | {"set": ("tuned=true", "total_steps=5000")})) == {"new": 1}
+    assert states(plan(tmp_path, **wanted | {"set": ()})) == {"new": 1}
+
+
 def test_table2_takes_the_alpha_that_aspc_reached(tmp_path):
     wanted = {"suite": "table2", "tasks": ("maze2d",), "seeds": "0-1", "set": ("total_steps=1000",)}
     maze = {"env_id": "maze2d-umaze-v1", "total_steps": 1000}

@@ -118,6 +118,34 @@ def test_transitions_equal_a_plain_loop(timeouts, end, horizon):
             assert given[key].dtype == (bool if key == "terminals" else np.float32)
 
 
+@pytest.mark.parametrize("timeouts", [True, False])
+@pytest.mark.parametrize("end", [0.0, 0.02, 0.2, 0.7])
+@pytest.mark.parametrize("horizon", [2, 3, 10])
+def test_next_actions_are_those_of_the_same_episode(timeouts, end, horizon):
+    """Episode by episode, each numbered as one reads the rows; and nothing else changes."""
+    for seed in range(10):
+        raw = rows(300, seed=seed, timeouts=timeouts, end=end)
+        raw["actions"] = np.where(raw["actions"] == 0, np.float32(0.5), raw["actions"])  # none is 0
+        env = env_like(horizon=horizon)
+        given = d4rl.qlearning_dataset(env, raw, next_actions=True)
+        next_actions = given.pop("next_actions")
+        assert next_actions.dtype == np.float32
+        for key, array in d4rl.qlearning_dataset(env, raw).items():
+            np.testing.assert_array_equal(given.pop(key), array)
+        assert not given
+        kept = transitions_row_by_row(raw | {"actions": np.arange(300)[:, None]}, horizon)["actions"][:, 0]
+        assert len(kept) == len(next_actions)
+        for i, next_action in zip(kept, next_actions, strict=True):
+            np.testing.assert_array_equal(next_action, 0 if raw["terminals"][i] else raw["actions"][i + 1])
+
+
+def test_next_actions_leave_the_rows_as_they_were():
+    raw = rows(50, end=0.3)
+    before = raw["actions"].copy()
+    d4rl.qlearning_dataset(env_like(), raw, next_actions=True)
+    np.testing.assert_array_equal(raw["actions"], before)
+
+
 def test_timeouts_rule_even_where_the_horizon_would_not():
     raw = rows(10, end=0.0)
     raw["timeouts"][[3, 9]] = True
@@ -758,7 +786,7 @@ def minari_dataset(name, observations):
         episodes.append(
             EpisodeBuffer(
                 observations=observations(start, steps + 1),
-                actions=np.full((steps, 1), 0.5, np.float32),
+                actions=np.arange(start, start + steps, dtype=np.float32)[:, None] / 10,
                 rewards=np.arange(start, start + steps, dtype=float),
                 terminations=last & terminated,
                 truncations=last & (not terminated),
@@ -806,6 +834,11 @@ def test_minari(minari_home, tmp_path):
     assert {array.dtype.name for array in transitions.values()} == {"float32", "bool"}
     raw = d4rl.read_dataset(dataset, env)
     np.testing.assert_array_equal(raw["timeouts"], [False, False, False, False, True])
+
+    transitions = d4rl.qlearning_dataset(env, dataset, next_actions=True)
+    np.testing.assert_array_equal(transitions["rewards"], [0, 1, 2, 10])  # 11 has no next action, 2 needs none
+    np.testing.assert_array_equal(transitions["next_observations"][:2, 0], [1, 2])
+    np.testing.assert_array_equal(transitions["next_actions"][:, 0], np.float32([0.1, 0.2, 0, 1.1]))
 
     with pytest.raises(d4rl.DatasetError, match="not data for hopper-medium-v2"):
         d4rl.qlearning_dataset(env_like(), dataset)

@@ -265,6 +265,22 @@ def test_variants_have_labels_of_their_own(tmp_path):
     assert results.flags({"alpha_init": 10, "track": True}) == ["--alpha-init", "10", "--track"]
 
 
+def test_tuned_runs_are_one_algorithm(tmp_path):
+    """Their settings differ from task to task; one argument more makes a variant."""
+    make_run(tmp_path, "hopper-medium-v2", script="rebrac", tuned=True, actor_bc_coef=0.03, batch_size=1024)
+    make_run(tmp_path, "antmaze-umaze-v2", script="rebrac", tuned=True, actor_bc_coef=0.003, discount=0.999)
+    make_run(tmp_path, "hopper-medium-v2", script="rebrac", actor_bc_coef=0.03)
+    make_run(tmp_path, "hopper-medium-v2", script="wpc", alpha=1.0)
+    runs = results.read_runs([tmp_path])
+    labels = ["rebrac --actor-bc-coef 0.03", "rebrac --tuned", "rebrac --tuned", "wpc --alpha 1.0"]
+    assert [(run.label, run.main) for run in runs] == list(zip(labels, [False, True, True, False], strict=True))
+    assert report.command(runs[1]) == "python baselines/rebrac.py --env-id antmaze-umaze-v2 --tuned"
+    text = build(tmp_path, out=tmp_path / "out")
+    assert "rebrac --tuned" in text
+    columns = list(read_table(tmp_path / "out" / "table1.csv")["hopper-medium-v2"])
+    assert columns[1:4] == ["rebrac --tuned", "paper, ReBRAC", "difference"]
+
+
 def test_seeds_of_one_process_share_their_hours(tmp_path):
     for seed in (0, 1):
         path = make_run(tmp_path / "runs", "pen-human-v1", seed=seed)

@@ -30,6 +30,7 @@ from torch.utils.tensorboard import SummaryWriter
 import d4rl_gymnasium as d4rl
 
 SCRIPTS = [room + name for name in ("td3bc", "iql", "cql", "diffusionql") for room in ("aspc_", "baselines/")]
+SCRIPTS += ["baselines/wpc", "baselines/a2pr", "baselines/rebrac"]
 TAG = r"(?:charts|losses|aspc|td3bc|cql)/[A-Za-z_]+"
 RUN = {  # a run of two seeds: evaluations at 60, 120, 180 and 200, checkpoints at 100 and 200
     "env_id": "hopper-medium-v2", "num_seeds": 2, "total_steps": 200, "batch_size": 8, "device": "cpu",
@@ -544,6 +545,15 @@ BAD_INPUT_DIFFUSIONQL_ALONE = {
     "minimise Q": ("--eta -1", "--eta must be at least 0"),
     "no learning": ("--actor-lr 0", "--actor-lr positive"),
 }
+BAD_INPUT_REBRAC = {
+    "keep away from the data": ("--critic-bc-coef -1", "--critic-bc-coef must be at least 0"),
+    "no learning": ("--actor-lr 0", "--actor-lr"),
+    "no horizon": ("--discount 1", "--discount between 0 and 1"),
+}
+BAD_INPUT_A2PR = {
+    "keep away from good actions": ("--mask -1", "--mask"),
+    "no horizon": ("--discount 1", "--discount between 0 and 1"),
+}
 NOT_TUNED = {"no settings for the task": ("--env-id Pendulum-v1 --tuned", "no settings for Pendulum-v1")}
 
 
@@ -565,7 +575,9 @@ NOT_TUNED = {"no settings for the task": ("--env-id Pendulum-v1 --tuned", "no se
             (BAD_INPUT_CQL_ASPC, ["aspc_cql"]),
             (BAD_INPUT_DIFFUSIONQL, ["aspc_diffusionql", "baselines/diffusionql"]),
             (BAD_INPUT_DIFFUSIONQL_ALONE, ["baselines/diffusionql"]),
-            (NOT_TUNED, ["baselines/iql", "baselines/cql", "baselines/diffusionql"]),
+            (BAD_INPUT_REBRAC, ["baselines/rebrac"]),
+            (BAD_INPUT_A2PR, ["baselines/a2pr"]),
+            (NOT_TUNED, [f"baselines/{name}" for name in ("iql", "cql", "diffusionql", "rebrac", "a2pr")]),
         )
         for script in scripts
         for name, case in cases.items()

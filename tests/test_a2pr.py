@@ -1,0 +1,271 @@
+"""A2PR against independent restatements: of the official update in plain PyTorch, of the VAE's loss by
+torch.distributions, of what is imitated row by row; and the official settings."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import A, S, load_script, make_agent, random_data
+from test_device import NoHost
+from torch import nn
+from torch.distributions import Normal, kl_divergence
+from torch.nn import functional as F
+
+SCRIPT = "baselines/a2pr"
+STEPS = 40
+VARIANTS = {
+    "the ASPC paper's": {},
+    "the official ones": {
+        "official_networks": True, "alpha": 1.0, "mask": 0.4, "vae_weight": 1.5, "discount": 0.95
+    },
+}  # fmt: skip
+
+one = lambda params: {name: p[0] for name, p in params.items()}  # noqa: E731
+
+
+# --- One update -------------------------------------------------------------------------------------------------------
+
+
+def network(parameters: dict, index: tuple, prefix: str = "net.") -> nn.Sequential:
+    """One seed's ReLU network as an ordinary module."""
+    tensors = [p[index] for name, p in parameters.items() if name.startswith(prefix)]
+    layers = []
+    for weight in tensors[::2]:
+        layers += [nn.Linear(*weight.T.shape), nn.ReLU()]
+    module = nn.Sequential(*layers[:-1])
+    for p, value in zip(module.parameters(), tensors, strict=True):
+        p.data.copy_(value)
+    return module
+
+
+class Restatement:
+    """One seed with modules, `backward` and torch's own Adam; the VAE's noise is given."""
+
+    def __init__(self, agent, alpha=2.5, mask=1.0, vae_weight=1.0, discount=0.99, official_networks=False):
+        self.alpha, self.mask, self.vae_weight, self.discount = alpha, mask, vae_weight, discount
+        self.mean, self.std = agent.actor_net.mean, agent.actor_net.std
+        self.actor, self.target_actor = network(agent.actor, (0,)), network(agent.actor, (0,))
+        self.q, self.target_q = ([network(agent.critics, (0, j)) for j in range(2)] for _ in range(2))
+        self.v = network(agent.value, (0,))
+        self.encoder, self.decoder = (network(agent.vae, (0,), name) for name in ("encoder.", "decoder."))
+        hidden = [sum(isinstance(x, nn.ReLU) for x in net) for net in (self.actor, self.q[0], self.v)]
+        assert hidden == ([3, 4, 4] if official_networks else [2, 3, 3])
+        assert [p.shape[0] for p in self.encoder.parameters()] == [750, 750, 750, 750, 4 * A, 4 * A]
+        assert [p.shape[0] for p in self.decoder.parameters()] == [750, 750, 750, 750, A, A]
+        adam = lambda rate, *nets: torch.optim.Adam([p for net in nets for p in net.parameters()], rate)  # noqa: E731
+        self.actor_adam, self.q_adam, self.v_adam = adam(3e-4, self.actor), adam(3e-4, *self.q), adam(3e-4, self.v)
+        self.vae_adam = adam(1e-3, self.encoder, self.decoder)
+        self.iteration, self.shares = 0, []
+
+    def both(self, critics, s, a):
+        return [q(torch.cat([s, a], 1))[:, 0] for q in critics]
+
+    def vae(self, s, a, noise):
+        mean, log_std = self.encoder(torch.cat([s, a], 1)).split(2 * A, 1)
+        std = log_std.clamp(-4, 15).exp()
+        return self.decoder(torch.cat([s, mean + std * noise], 1)).tanh(), mean, std
+
+    def descend(self, adam, loss):
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+
+    def move(self, target, online):
+        for t, p in zip(target.parameters(), online.parameters(), strict=True):
+            t.data.copy_(0.995 * t.data + 0.005 * p.data)
+
+    def train(self, s, a, next_s, r, d, noise):
+        self.iteration += 1
+        s, next_s = (s - self.mean) / self.std, (next_s - self.mean) / self.std
+        target_noise, vae_noise, offer_noise = noise[:, :A], noise[:, A : 3 * A], noise[:, 3 * A :]
+        with torch.no_grad():
+            next_a = (self.target_actor(next_s).tanh() + (target_noise * 0.2).clamp(-0.5, 0.5)).clamp(-1, 1)
+            y = r + self.discount * (1 - d) * torch.minimum(*self.both(self.target_q, next_s, next_a))
+        self.descend(self.q_adam, sum(F.mse_loss(q, y) for q in self.both(self.q, s, a)))
+
+        with torch.no_grad():
+            v = self.v(s)[:, 0]  # before V's step
+            online_y = r + self.discount * (1 - d) * torch.minimum(*self.both(self.q, next_s, next_a))
+            q_a = self.both(self.q, s, a)[0]  # after the critics' step
+        self.descend(self.v_adam, F.mse_loss(self.v(s)[:, 0], torch.minimum(online_y, y)))
+
+        decoded, mean, std = self.vae(s, a, vae_noise)
+        weight = self.vae_weight * (q_a > v).double()
+        kl = kl_divergence(Normal(mean, std), Normal(0.0, 1.0)).mean()
+        self.descend(self.vae_adam, (weight[:, None] * (decoded - a) ** 2).mean() + 0.5 * kl)
+        if self.iteration % 2:
+            return
+
+        pi = self.actor(s).tanh()
+        q = self.both(self.q, s, pi)[0]
+        offered = self.vae(s, pi, offer_noise)[0]
+        with torch.no_grad():
+            q_offered = self.both(self.q, s, offered)[0]
+        loss, imitated, taken = -self.alpha * q.mean() / q.detach().abs().mean(), 0, 0
+        for i in range(len(s)):
+            take = q_offered[i] - v[i] >= q_a[i] - v[i]
+            taken += take.item()
+            if q_offered[i] >= v[i] or q_a[i] > v[i]:
+                imitated += 1
+                loss = loss + self.mask * ((pi[i] - (offered[i] if take else a[i])) ** 2).mean() / len(s)
+        self.shares.append((imitated / len(s), taken / len(s)))
+        self.descend(self.actor_adam, loss)
+        for target, online in zip([self.target_actor, *self.target_q], [self.actor, *self.q], strict=True):
+            self.move(target, online)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_equals_the_restatement(float64, variant):
+    agent = make_agent(SCRIPT, **VARIANTS[variant])
+    plain = Restatement(agent, **VARIANTS[variant])
+    for _ in range(STEPS // agent.period_steps):
+        agent.advance()  # leaves its batch indices and noise behind
+        for i in range(agent.period_steps):
+            s, a, next_s, r, d = agent.rows[agent.indices[0, i]].split(agent.widths, 1)
+            plain.train(s, a, next_s, r[:, 0], d[:, 0], agent.noise[0, i])
+        shares = [agent.metrics[f"losses/{name}"].item() for name in ("imitated", "offered")]
+        assert shares == pytest.approx(plain.shares[-1], abs=1e-12)
+    vae = [*plain.encoder.parameters(), *plain.decoder.parameters()]
+    pairs = {
+        "actor": (agent.actor, plain.actor.parameters(), (0,)),
+        "target actor": (agent.target_actor, plain.target_actor.parameters(), (0,)),
+        "V": (agent.value, plain.v.parameters(), (0,)),
+        "VAE": (agent.vae, vae, (0,)),
+        "critic 1": (agent.critics, plain.q[0].parameters(), (0, 0)),
+        "critic 2": (agent.critics, plain.q[1].parameters(), (0, 1)),
+        "target critic 1": (agent.target_critics, plain.target_q[0].parameters(), (0, 0)),
+        "target critic 2": (agent.target_critics, plain.target_q[1].parameters(), (0, 1)),
+    }
+    errors = {
+        name: max((p[index] - q).abs().max().item() for p, q in zip(ours.values(), theirs, strict=True))
+        for name, (ours, theirs, index) in pairs.items()
+    }
+    assert all(error < 1e-8 for error in errors.values()), errors
+    assert all(0 < np.mean(share) < 1 for share in zip(*plain.shares, strict=True))  # each choice is taken, not always
+
+
+# --- The VAE ----------------------------------------------------------------------------------------------------------
+
+
+def test_vae_loss(float64):
+    """Against torch.distributions, with bounds other than ±1 and log_std beyond its limits."""
+    module = load_script(SCRIPT)
+    low, high = np.array([-2.0, -1.0, 0.0]), np.array([2.0, 1.0, 4.0])
+    agent = module.Agent(module.Args(batch_size=4, vae_weight=1.5), random_data(), low, high, "cpu")
+    vae, critics = one(agent.vae), one(agent.critics)
+    bias = torch.zeros(4 * A)
+    bias[2 * A :] = torch.tensor([-9.0, -3.0, -1.0, 0.0, 0.5, 1.0])
+    vae["encoder.4.bias"] = bias
+    batch = module.Batch(torch.randn(64, S), torch.rand(64, A), torch.randn(64, S), None, None)
+    noise, v = torch.randn(64, 2 * A), 0.02 * torch.randn(64)
+    decoded, mean, log_std = torch.func.functional_call(agent.vae_net, vae, (batch[0], batch[1], noise))
+    assert ((decoded >= torch.tensor(low)) & (decoded <= torch.tensor(high))).all() and decoded[:, 2].mean() > 1.5
+    assert (log_std[:, 0] == -4).all() and (log_std[:, 1:] > -4).all()
+    loss, (reconstruction, advantage) = agent.vae_loss(vae, critics, v, batch, noise)
+    torch.testing.assert_close(advantage, agent.q1(critics, batch[0], batch[1]) - v)
+    rows = [i for i in range(64) if advantage[i] > 0]
+    assert 0 < len(rows) < 64
+    expected = 1.5 * (decoded[rows] - batch.actions[rows]).square().sum() / (64 * A)
+    torch.testing.assert_close(reconstruction, expected, rtol=1e-12, atol=1e-12)
+    kl = kl_divergence(Normal(mean, log_std.exp()), Normal(0.0, 1.0)).mean()
+    torch.testing.assert_close(loss, expected + kl / 2, rtol=1e-12, atol=1e-12)
+    vae["encoder.4.bias"] = bias + 30
+    assert (torch.func.functional_call(agent.vae_net, vae, (batch[0], batch[1], noise))[2][:, 1:] == 15).all()
+
+
+# --- What is imitated -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("q_offered", "q_data", "target", "imitated"),
+    [
+        (2.0, 1.0, "offered", True),  # both better than V = 0
+        (1.0, 2.0, "data", True),
+        (1.0, 1.0, "offered", True),  # a tie goes to the VAE
+        (1.0, -1.0, "offered", True),
+        (-1.0, 1.0, "data", True),
+        (-1.0, -2.0, "offered", False),
+        (-2.0, -1.0, "data", False),
+        (0.0, -1.0, "offered", True),  # the VAE's action need only be as good as V,
+        (-1.0, 0.0, "data", False),  # the data's must be better
+    ],
+)
+def test_choice_and_mask(float64, monkeypatch, q_offered, q_data, target, imitated):
+    agent = make_agent(SCRIPT, mask=0.7)
+    batch = load_script(SCRIPT).Batch(torch.randn(8, S), torch.rand(8, A), None, None, None)
+    actor, vae, noise = one(agent.actor), one(agent.vae), torch.randn(8, 2 * A)
+    pi = agent.pi(actor, batch.observations)
+    offered = torch.func.functional_call(agent.vae_net, vae, (batch.observations, pi, noise))[0]
+    values = lambda critics, s, a: torch.full((8,), q_offered if torch.equal(a, offered) else 3.0)  # noqa: E731
+    monkeypatch.setattr(agent, "q1", values)
+    arguments = (torch.zeros(8), torch.full((8,), q_data), batch, noise)
+    loss, (q, imitated_share, offered_share) = agent.policy_loss(actor, {}, vae, *arguments)
+    other = {"offered": offered, "data": batch.actions}[target]
+    expected = -2.5 + imitated * 0.7 * (pi - other).square().mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    assert (q, imitated_share, offered_share) == (3.0, float(imitated), float(target == "offered"))
+
+
+# --- Seeds, devices, the saved actor ----------------------------------------------------------------------------------
+
+
+def test_seeds_are_independent(float64):
+    together, alone = make_agent(SCRIPT, num_seeds=3, batch_size=8), make_agent(SCRIPT, seed=1, batch_size=8)
+    for _ in range(2):
+        together.advance()
+        alone.advance()
+    for name, tensor in alone.tensors().items():
+        if tensor.ndim:
+            group = together.tensors()[name]
+            torch.testing.assert_close(group[1], tensor[0], rtol=1e-12, atol=1e-12, msg=name)
+            assert (group[2] - tensor[0]).abs().max() > 1e-6 * tensor.abs().max(), name
+
+
+def test_each_noise_is_drawn_afresh():
+    agent = make_agent(SCRIPT)
+    agent.advance()
+    first = agent.noise.clone()
+    assert first.shape == (1, agent.period_steps, 32, 5 * A) and abs(first.std() - 1) < 0.02
+    agent.advance()
+    assert len(torch.cat([first, agent.noise]).unique()) > 0.99 * 2 * first.numel()
+
+
+def test_official_networks_stay_on_the_device():
+    agent = make_agent(SCRIPT, num_seeds=2, official_networks=True)
+    agent.advance()
+    with NoHost():
+        agent.period()
+
+
+@pytest.mark.parametrize("official_networks", [False, True])
+def test_saved_actor_evaluates_as_it_acted(official_networks, tmp_path, monkeypatch):
+    """`--eval` builds the policy of the run's size."""
+    module, seen = load_script(SCRIPT), []
+    agent = make_agent(SCRIPT, official_networks=official_networks)
+    agent.advance()
+    module.save_tensors(tmp_path / "actor.pt", agent.saved_actor(0))
+    args = {"env_id": "hopper-medium-v2", "official_networks": official_networks}
+    module.save_json(tmp_path / "config.json", {"script": "a2pr", "seed": 0, "args": args})
+    monkeypatch.setattr(module, "evaluate", lambda act, *_, **__: seen.append(act) or np.zeros((1, 1)))
+    module.main(module.Args(eval=str(tmp_path)))
+    observations = np.random.default_rng(1).normal(1.0, 2.0, (1, 7, S)).astype(np.float32)
+    np.testing.assert_allclose(seen[0](observations), agent.act(observations), rtol=0, atol=1e-5)
+
+
+# --- The official settings --------------------------------------------------------------------------------------------
+
+
+def test_settings():
+    module = load_script(SCRIPT)
+    names = ("alpha", "mask", "vae_weight", "discount")
+    assert tuple(getattr(module.Args(), name) for name in names) == (2.5, 1.0, 1.0, 0.99)
+    expected = {
+        "halfcheetah-medium-v2": (40.0, 1.0, 1.0, 0.99),
+        "hopper-medium-v2": (2.5, 0.4, 1.0, 0.995),
+        "walker2d-medium-v2": (2.5, 1.0, 1.5, 0.99),
+    }
+    assert module.TUNED.keys() == expected.keys()
+    for env_id, values in expected.items():
+        args = module.tuned(module.Args(env_id=env_id, tuned=True, seed=7, alpha=99.0))
+        assert tuple(getattr(args, name) for name in names) == values and args.seed == 7
+    with pytest.raises(SystemExit, match="no settings for hopper-expert-v2"):
+        module.tuned(module.Args(env_id="hopper-expert-v2", tuned=True))

@@ -1,0 +1,201 @@
+"""ReBRAC against an independent restatement of the official update in plain PyTorch, and the official settings."""
+
+import json
+from collections import Counter
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import A, S, load_script, make_agent, random_data
+from torch import nn
+from torch.nn import functional as F
+
+import d4rl_gymnasium as d4rl
+
+SCRIPT = "baselines/rebrac"
+STEPS = 40
+SETTINGS = {"actor_bc_coef": 0.2, "critic_bc_coef": 0.3, "actor_lr": 1e-3, "critic_lr": 5e-4, "discount": 0.95}
+
+
+# --- One update -------------------------------------------------------------------------------------------------------
+
+
+def network(parameters: dict, index: tuple, norm: bool, outputs: int) -> nn.Sequential:
+    """Three hidden layers as an ordinary module with one seed's parameters."""
+    sizes, layers = [S + (outputs == 1) * A, 256, 256, 256], []
+    for m, n in zip(sizes, sizes[1:], strict=False):
+        layers += [nn.Linear(m, n), nn.ReLU()] + ([nn.LayerNorm(n)] if norm else [])
+    module = nn.Sequential(*layers, nn.Linear(256, outputs))
+    for p, value in zip(module.parameters(), parameters.values(), strict=True):
+        p.data.copy_(value[index])
+    return module
+
+
+class Restatement:
+    """One seed with modules, `backward` and torch's own Adam."""
+
+    def __init__(self, agent):
+        self.actor = network(agent.actor, (0,), False, A)
+        self.target_actor = network(agent.actor, (0,), False, A)
+        self.q, self.target_q = ([network(agent.critics, (0, j), True, 1) for j in range(2)] for _ in range(2))
+        self.actor_adam = torch.optim.Adam(self.actor.parameters(), SETTINGS["actor_lr"])
+        self.q_adam = torch.optim.Adam([p for q in self.q for p in q.parameters()], SETTINGS["critic_lr"])
+        self.iteration = 0
+
+    def q_min(self, critics, s, a):
+        return torch.minimum(*(q(torch.cat([s, a], 1))[:, 0] for q in critics))
+
+    def move(self, target, online):
+        for t, p in zip(target.parameters(), online.parameters(), strict=True):
+            t.data.copy_(0.995 * t.data + 0.005 * p.data)
+
+    def train(self, s, a, next_s, next_a, r, d, noise):
+        with torch.no_grad():
+            new_a = (self.target_actor(next_s).tanh() + (0.2 * noise).clamp(-0.5, 0.5)).clamp(-1, 1)
+            next_q = self.q_min(self.target_q, next_s, new_a) - 0.3 * ((new_a - next_a) ** 2).sum(1)
+            y = torch.where(d.bool(), r, r + 0.95 * next_q)
+        self.q_adam.zero_grad()
+        sum(F.mse_loss(q(torch.cat([s, a], 1))[:, 0], y) for q in self.q).backward()
+        self.q_adam.step()
+        if self.iteration % 2 == 0:  # the first of each pair
+            pi = self.actor(s).tanh()
+            q = self.q_min(self.q, s, pi)
+            self.actor_adam.zero_grad()
+            (0.2 * ((pi - a) ** 2).sum(1) - q / q.detach().abs().mean()).mean().backward()
+            self.move(self.target_actor, self.actor)
+            self.actor_adam.step()
+            for target, online in zip(self.target_q, self.q, strict=True):
+                self.move(target, online)
+        self.iteration += 1
+
+
+def test_equals_the_restatement(float64):
+    agent = make_agent(SCRIPT, **SETTINGS)
+    plain = Restatement(agent)
+    for _ in range(STEPS // agent.period_steps):
+        agent.advance()  # leaves its batch indices and noise behind
+        for i in range(agent.period_steps):
+            s, a, next_s, next_a, r, d = agent.rows[agent.indices[0, i]].split(agent.widths, 1)
+            plain.train(s, a, next_s, next_a, r[:, 0], d[:, 0], agent.noise[0, i])
+    pairs = {
+        "actor": (agent.actor, plain.actor, (0,)),
+        "target actor": (agent.target_actor, plain.target_actor, (0,)),
+        "critic 1": (agent.critics, plain.q[0], (0, 0)),
+        "critic 2": (agent.critics, plain.q[1], (0, 1)),
+        "target critic 1": (agent.target_critics, plain.target_q[0], (0, 0)),
+        "target critic 2": (agent.target_critics, plain.target_q[1], (0, 1)),
+    }
+    errors = {
+        name: max((p[index] - q).abs().max().item() for p, q in zip(ours.values(), theirs.parameters(), strict=True))
+        for name, (ours, theirs, index) in pairs.items()
+    }
+    assert all(error < 1e-8 for error in errors.values()), errors
+
+
+def test_rows_hold_the_next_actions():
+    agent, data = make_agent(SCRIPT), random_data()
+    columns = agent.rows.split(agent.widths, 1)
+    for column, key in zip(columns, load_script(SCRIPT).Batch._fields, strict=True):
+        np.testing.assert_array_equal(column.squeeze(1).numpy(), data[key])
+
+
+def test_next_action_counts_except_after_a_terminal(float64):
+    agent = make_agent(SCRIPT, critic_bc_coef=0.5)
+    one = lambda params: {name: p[0] for name, p in params.items()}  # noqa: E731
+    critics, targets, target_actor = one(agent.critics), one(agent.target_critics), one(agent.target_actor)
+    batch = load_script(SCRIPT).Batch(
+        torch.randn(4, S), torch.rand(4, A), torch.randn(4, S), torch.rand(4, A), torch.randn(4), torch.zeros(4)
+    )
+    loss = lambda d, next_a: agent.critic_loss(  # noqa: E731
+        critics, targets, target_actor, batch._replace(terminals=torch.full((4,), d), next_actions=next_a),
+        torch.zeros(4, A),
+    )  # fmt: skip
+    assert loss(1.0, batch.next_actions) == loss(1.0, -batch.next_actions)
+    assert abs(loss(0.0, batch.next_actions) - loss(0.0, -batch.next_actions)) > 1e-3
+
+
+def test_initial_weights():
+    """Hidden weights U(±1/√fan_in) and biases 0.1; last layers U(±0.001) and U(±0.003); LayerNorm in critics alone."""
+    agent = make_agent(SCRIPT)
+    for parameters, step, bound, inputs in ((agent.actor, 2, 1e-3, S), (agent.critics, 3, 3e-3, S + A)):
+        for i, fan_in in enumerate((inputs, 256, 256)):
+            weight = parameters[f"net.{step * i}.weight"]
+            assert weight.shape[-2:] == (256, fan_in) and 0.98 < weight.abs().max() * fan_in**0.5 <= 1
+            assert (parameters[f"net.{step * i}.bias"] == torch.tensor(0.1)).all()
+        assert 0.98 < parameters[f"net.{3 * step}.weight"].abs().max() / bound <= 1
+        assert parameters[f"net.{3 * step}.bias"].abs().max() <= bound
+    assert (len(agent.actor), len(agent.critics)) == (4 * 2, 4 * 2 + 3 * 2)
+    assert (agent.actor_net.mean == 0).all() and (agent.actor_net.std == 1).all()  # observations as they are
+
+
+def test_seeds_are_independent(float64):
+    together, alone = make_agent(SCRIPT, num_seeds=3, batch_size=8), make_agent(SCRIPT, seed=1, batch_size=8)
+    for _ in range(2):
+        together.advance()
+        alone.advance()
+    for name, tensor in alone.tensors().items():
+        if tensor.ndim:
+            group = together.tensors()[name]
+            torch.testing.assert_close(group[1], tensor[0], rtol=1e-12, atol=1e-12, msg=name)
+            assert (group[2] - tensor[0]).abs().max() > 1e-6 * tensor.abs().max(), name
+
+
+# --- The official settings --------------------------------------------------------------------------------------------
+
+
+def test_table_of_settings():
+    module = load_script(SCRIPT)
+    assert list(module.PENALTIES) == list(d4rl.TASKS)
+    assert module.OFFICIAL == {name: getattr(module.Args(), name) for name in module.OFFICIAL}
+    for i, name in enumerate(("actor_bc_coef", "critic_bc_coef")):  # the defaults are the commonest values
+        counts = Counter(pair[i] for pair in module.PENALTIES.values())
+        assert counts.most_common(1)[0][0] == getattr(module.Args(), name)
+    names = ("actor_bc_coef", "critic_bc_coef", "batch_size", "actor_lr", "critic_lr", "discount", "reward_scale")
+    expected = {
+        "halfcheetah-medium-v2": (0.001, 0.01, 1024, 1e-3, 1e-3, 0.99, 1.0),
+        "hopper-medium-replay-v2": (0.05, 0.5, 1024, 1e-3, 1e-3, 0.99, 1.0),
+        "walker2d-random-v2": (0.01, 0.0, 1024, 1e-3, 1e-3, 0.99, 1.0),
+        "maze2d-large-v1": (0.003, 0.001, 256, 3e-4, 3e-4, 0.99, 1.0),
+        "antmaze-medium-play-v2": (0.001, 0.0005, 256, 3e-4, 5e-5, 0.999, 100.0),
+        "antmaze-large-diverse-v2": (0.002, 0.002, 256, 3e-4, 5e-5, 0.999, 100.0),
+        "hammer-cloned-v1": (0.1, 0.5, 256, 3e-4, 3e-4, 0.99, 1.0),
+    }
+    for env_id, values in expected.items():
+        args = module.tuned(module.Args(env_id=env_id, tuned=True, seed=7, actor_bc_coef=99.0))
+        assert tuple(getattr(args, name) for name in names) == values and args.seed == 7
+    with pytest.raises(SystemExit, match="no settings for Pendulum-v1"):
+        module.tuned(module.Args(env_id="Pendulum-v1", tuned=True))
+
+
+def test_tuned_run_trains_on_what_it_records(tmp_path, monkeypatch):
+    """On an AntMaze task: rewards times 100 and next actions reach the agent, and a resumed run has the same."""
+    rng, rows = np.random.default_rng(0), 300
+    raw = {
+        "observations": rng.normal(size=(rows, 29)).astype(np.float32),
+        "actions": rng.uniform(-1, 1, (rows, 8)).astype(np.float32),
+        "rewards": (rng.random(rows) < 0.1).astype(np.float32),
+        "terminals": np.arange(rows) % 50 == 49,
+        "timeouts": np.zeros(rows, bool),
+    }
+    with h5py.File(tmp_path / "rows.hdf5", "w") as file:
+        for key, array in raw.items():
+            file[key] = array
+    module, agents = load_script(SCRIPT), []
+    agent_class = module.Agent
+    monkeypatch.setattr(module, "Agent", lambda *args: agents.append(agent_class(*args)) or agents[-1])
+    monkeypatch.setattr(module, "evaluate", lambda act, env_id, seeds, episodes, progress=False: np.zeros((1, 1)))
+    run = {"env_id": "antmaze-umaze-v2", "dataset_path": str(tmp_path / "rows.hdf5"), "device": "cpu"}
+    module.main(module.Args(tuned=True, total_steps=20, runs_dir=str(tmp_path / "runs"), **run))
+    (path,) = (tmp_path / "runs").iterdir()
+    recorded = json.loads((path / "config.json").read_text())["args"]
+    expected = {"actor_bc_coef": 0.003, "critic_bc_coef": 0.002, "critic_lr": 5e-5, "reward_scale": 100.0}
+    assert {name: recorded[name] for name in expected} == expected
+    *_, next_actions, rewards, _ = (column.numpy() for column in agents[0].rows.split(agents[0].widths, 1))
+    np.testing.assert_array_equal(rewards[:, 0], 100 * raw["rewards"][:-1])
+    np.testing.assert_array_equal(next_actions, np.where(raw["terminals"][:-1, None], 0, raw["actions"][1:]))
+
+    (path / "result.json").unlink()  # as if killed in the final evaluation
+    monkeypatch.setitem(module.PENALTIES, "antmaze-umaze-v2", (77.0, 77.0))
+    module.main(module.Args(resume=str(path)))
+    assert agents[1].args == agents[0].args

@@ -1,0 +1,112 @@
+"""wPC against an independent restatement of the official update in plain PyTorch, and at its two limits."""
+
+import pytest
+import torch
+from conftest import A, S, load_script, make_agent
+from test_device import NoHost
+from test_update import Restatement as TD3BC
+from torch.nn import functional as F
+
+SCRIPT = "baselines/wpc"
+STEPS = 40
+
+
+class Restatement(TD3BC):
+    """Actor, critics and their Adams are those of TD3+BC's restatement; V is an ordinary module with torch's Adam."""
+
+    def __init__(self, agent, robust):
+        super().__init__(agent, robust)
+        self.v = torch.nn.Sequential(
+            torch.nn.Linear(S, 256), torch.nn.ReLU(), torch.nn.Linear(256, 256), torch.nn.ReLU(),
+            torch.nn.Linear(256, 1),
+        )  # fmt: skip
+        for p, value in zip(self.v.parameters(), agent.value.values(), strict=True):
+            p.data.copy_(value[0])
+        self.adam_v = torch.optim.Adam(self.v.parameters(), 3e-4)
+        self.shares = []
+
+    def train(self, s, a, next_s, r, d, noise):
+        self.iteration += 1
+        with torch.no_grad():
+            next_a = (self.pi(self.target_actor, next_s) + (noise * 0.2).clamp(-0.5, 0.5)).clamp(-1, 1)
+            target = r + 0.99 * (1 - d) * torch.min(*(self.value(p, next_s, next_a) for p in self.target_q))
+        for j in range(2):
+            p = [x.requires_grad_() for x in self.q[j]]
+            gradients = torch.autograd.grad(F.mse_loss(self.value(p, s, a), target), p)
+            self.q[j] = [x.detach() for x in self.adam_q[j].propose(p, gradients, 3e-4)]
+        v = self.v((s - self.mean) / self.std)[:, 0]
+        self.adam_v.zero_grad()
+        F.mse_loss(v, target).backward()
+        self.adam_v.step()
+        if self.iteration % 2:
+            return
+        weight = (self.value(self.q[0], s, a) > v.detach()).double()
+        self.shares.append(weight.mean().item())
+        p = [x.requires_grad_() for x in self.actor]
+        pi = self.pi(p, s)
+        q = self.value(self.q[0], s, pi)
+        loss = -(2.5 / q.abs().mean().detach()) * q.mean() + (weight[:, None] * (pi - a) ** 2).mean()
+        self.actor = [x.detach() for x in self.adam_actor.propose(p, torch.autograd.grad(loss, p), 3e-4)]
+        with torch.no_grad():
+            for j in range(2):
+                self.target_q[j] = [0.995 * t + 0.005 * x for t, x in zip(self.target_q[j], self.q[j], strict=True)]
+            self.target_actor = [0.995 * t + 0.005 * x for t, x in zip(self.target_actor, self.actor, strict=True)]
+
+
+@pytest.mark.parametrize("robust", [True, False])
+def test_equals_the_restatement(float64, robust):
+    agent = make_agent(SCRIPT, robust_critic=robust)
+    plain = Restatement(agent, robust)
+    for _ in range(STEPS // agent.period_steps):
+        agent.advance()  # leaves its batch indices and noise behind
+        for i in range(agent.period_steps):
+            s, a, next_s, r, d = agent.rows[agent.indices[0, i]].split(agent.widths, 1)
+            plain.train(s, a, next_s, r[:, 0], d[:, 0], agent.noise[0, i])
+        assert agent.metrics["losses/imitated"].item() == pytest.approx(plain.shares[-1], abs=1e-12)
+    pairs = {
+        "actor": (agent.actor, plain.actor, (0,)),
+        "target actor": (agent.target_actor, plain.target_actor, (0,)),
+        "V": (agent.value, plain.v.parameters(), (0,)),
+        "critic 1": (agent.critics, plain.q[0], (0, 0)),
+        "critic 2": (agent.critics, plain.q[1], (0, 1)),
+        "target critic 1": (agent.target_critics, plain.target_q[0], (0, 0)),
+        "target critic 2": (agent.target_critics, plain.target_q[1], (0, 1)),
+    }
+    errors = {
+        name: max((p[index] - q).abs().max().item() for p, q in zip(ours.values(), theirs, strict=True))
+        for name, (ours, theirs, index) in pairs.items()
+    }
+    assert all(error < 1e-8 for error in errors.values()), errors
+    assert 0 < sum(plain.shares) / len(plain.shares) < 1  # some actions are imitated, not all
+
+
+def test_limits(float64):
+    """V below every Q: TD3+BC's policy loss. V above: its Q term alone."""
+    agent, td3bc = make_agent(SCRIPT), make_agent("baselines/td3bc")
+    batch = load_script(SCRIPT).Batch(torch.randn(32, S), torch.rand(32, A), torch.randn(32, S), None, None)
+    actor, critics = ({k: p[0] for k, p in params.items()} for params in (agent.actor, agent.critics))
+    whole, q = td3bc.policy_loss(actor, critics, torch.tensor(2.5), batch)
+    for v, share in ((-1e6, 1.0), (1e6, 0.0)):
+        loss, (mean_q, imitated) = agent.policy_loss(actor, critics, torch.full((32,), v), batch)
+        imitation = (agent.pi(actor, batch.observations) - batch.actions).square().mean()
+        torch.testing.assert_close(loss, whole - (1 - share) * imitation, rtol=1e-12, atol=1e-12)
+        assert (mean_q, imitated) == (q, share)
+
+
+def test_seeds_are_independent(float64):
+    together, alone = make_agent(SCRIPT, num_seeds=3, batch_size=8), make_agent(SCRIPT, seed=1, batch_size=8)
+    for _ in range(2):
+        together.advance()
+        alone.advance()
+    for name, tensor in alone.tensors().items():
+        if tensor.ndim:
+            group = together.tensors()[name]
+            torch.testing.assert_close(group[1], tensor[0], rtol=1e-12, atol=1e-12, msg=name)
+            assert (group[2] - tensor[0]).abs().max() > 1e-6 * tensor.abs().max(), name
+
+
+def test_original_critic_stays_on_the_device():
+    agent = make_agent(SCRIPT, num_seeds=2, robust_critic=False)
+    agent.advance()
+    with NoHost():
+        agent.period()
