@@ -92,15 +92,17 @@ REACHED = "REACHED"  # stands for the α that ASPC reached on the same task, mea
 VARIANTS = "benchmark/ablations"
 # name: (task sets, [(script, arguments)]). A script that this checkout does not have is left out, and named.
 SUITES: dict[str, tuple[list[str], list[tuple[str, dict[str, Any]]]]] = {
-    "table1": (["paper"], [(s, {}) for s in (
-        ASPC, TD3BC, "baselines/wpc", "baselines/a2pr", "baselines/iql",
-    )] + [("baselines/rebrac", {"tuned": True})]),
+    "table1": (["paper"], [
+        *((s, {}) for s in (ASPC, TD3BC, "baselines/wpc", "baselines/a2pr")),
+        *((s, {"tuned": True}) for s in ("baselines/iql", "baselines/rebrac")),
+    ]),
     "table2": (["paper"], [  # dynamic, naive, converged, linear
         (ASPC, {}), (TD3BC, {}), (TD3BC, {"alpha": REACHED}), (TD3BC, {"alpha_final": REACHED}),
     ]),
-    "table3": (["table3"], [(s, {}) for s in (
-        "baselines/iql", "aspc_iql", "baselines/cql", "aspc_cql", "baselines/diffusionql", "aspc_diffusionql",
-    )]),
+    "table3": (["table3"], [
+        pair for base in ("iql", "cql", "diffusionql")
+        for pair in ((f"baselines/{base}", {"tuned": True}), (f"aspc_{base}", {}))
+    ]),
     "table13": (["paper"], [(ASPC, {}), *((f"{VARIANTS}/l_bc_form{n}", {}) for n in (1, 2, 3, 5))]),  # form 4 is ASPC's
     "fig5": (["halfcheetah-medium-v2"], [  # run times: give the machine nothing else to do, and --jobs 1
         *((f"baselines/{name}", {}) for name in ("td3bc", "cql", "iql", "wpc", "a2pr")),
