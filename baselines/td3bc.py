@@ -73,6 +73,8 @@ class Args:
     """episodes of the evaluation at the end"""
     dataset_path: str | None = None
     """an HDF5 file in D4RL's layout, or minari:NAME, instead of D4RL's own data"""
+    stand_in: bool = True
+    """a MuJoCo task whose D4RL file cannot be had: train on a stand-in that is collected here, and mark the run so"""
     runs_dir: str = "runs"
     """the folder that receives one run directory per seed"""
     checkpoint_interval: int = 5_000
@@ -530,7 +532,7 @@ def main(args: Args) -> None:
         env = gymnasium.make(args.env_id)
     except (gymnasium.error.Error, ImportError, RuntimeError) as error:
         sys.exit(f"--env-id {args.env_id}: {error} (`python -m d4rl_gymnasium list` shows D4RL's tasks.)")
-    dataset = d4rl.find_dataset(env, args.dataset_path)
+    dataset = d4rl.find_dataset(env, args.dataset_path, args.stand_in)
     if checkpoint and checkpoint["dataset_sha256"] != dataset.sha256:
         sys.exit(f"{dataset.path} is not the file that this run was trained on: its sha256 differs.")
     agent = Agent(args, d4rl.qlearning_dataset(env, dataset), env.action_space.low, env.action_space.high, device)
@@ -542,6 +544,7 @@ def main(args: Args) -> None:
     else:
         timestamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         name = f"{args.env_id.replace('/', '-')}__{Path(__file__).stem}__%d__{timestamp}"
+        name += "__stand-in" * ("stand-in" in dataset.source)
         paths = [Path(args.runs_dir) / (name % seed) for seed in seeds]
         for seed, path in zip(seeds, paths, strict=True):
             path.mkdir(parents=True)

@@ -23,8 +23,8 @@ SCORE = "charts/normalized_score"
 # Arguments that leave the algorithm and its measurement as they are, and those that set length and measurement of a
 # run. Any other argument that is off its default makes a variant of the algorithm.
 HOUSEKEEPING = (
-    "env_id", "seed", "num_seeds", "device", "dataset_path", "runs_dir", "checkpoint_interval", "resume", "eval",
-    "render_video", "track", "compile", "cudagraph", "matmul_precision",
+    "env_id", "seed", "num_seeds", "device", "dataset_path", "stand_in", "runs_dir", "checkpoint_interval", "resume",
+    "eval", "render_video", "track", "compile", "cudagraph", "matmul_precision",
 )
 PROTOCOL = ("total_steps", "batch_size", "eval_interval", "eval_episodes", "final_eval_episodes")
 

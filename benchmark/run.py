@@ -54,6 +54,8 @@ class Args:
     """key=value ...: arguments for every script, such as total_steps=200000 compile=true"""
     dataset_dir: Path | None = None
     """a task whose file ENV_ID.hdf5 is in this folder takes its data from there"""
+    stand_in: bool = False
+    """let MuJoCo tasks whose D4RL file cannot be had train on stand-ins; without it, such a run refuses and fails"""
     runs_dir: Path = Path("runs")
     """the folder of the run directories, of logs/ and of commands.txt (on a cluster: one that all machines share)"""
     dry_run: bool = False
@@ -140,8 +142,8 @@ def parse_settings(settings: tuple[str, ...], scripts: list[str]) -> dict[str, A
     for setting in settings:
         name, _, text = setting.partition("=")
         name = name.replace("-", "_")
-        if name in ("env_id", "seed", "num_seeds", "runs_dir", "resume", "eval", "render_video"):
-            sys.exit(f"--set {setting}: this argument is set by --tasks, --seeds, --runs-dir or the plan itself.")
+        if name in ("env_id", "seed", "num_seeds", "stand_in", "runs_dir", "resume", "eval", "render_video"):
+            sys.exit(f"--set {setting}: --tasks, --seeds, --stand-in, --runs-dir or the plan itself set this argument.")
         for script in scripts:
             if name not in script_arguments(script):
                 sys.exit(f"--set {setting}: {script}.py has no argument {name}.")
@@ -210,7 +212,9 @@ class Job:
 
 
 def read_runs(folder: Path) -> list[dict]:
-    """The runs in --runs-dir, one for each group of seeds: script, args, seeds, paths (one a seed), results."""
+    """The runs in --runs-dir, one for each group of seeds: script, args, source of the data, seeds, paths (one a seed),
+    results.
+    """
     runs = []
     for path in sorted(folder.glob("*/config.json")):
         try:
@@ -220,7 +224,10 @@ def read_runs(folder: Path) -> list[dict]:
                 paths = [folder / name for name in group]
                 results = [json.loads((p / "result.json").read_text()) for p in paths if (p / "result.json").exists()]
                 seeds = list(range(arguments["seed"], arguments["seed"] + len(group)))
-                runs.append({"script": script, "args": arguments, "seeds": seeds, "paths": paths, "results": results})
+                runs.append({
+                    "script": script, "args": arguments, "source": config["dataset"]["source"], "seeds": seeds,
+                    "paths": paths, "results": results,
+                })  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError) as error:
             print(f"{path.parent} does not count: not the directory of a run that can be read ({error}).")
     return runs
@@ -228,7 +235,9 @@ def read_runs(folder: Path) -> list[dict]:
 
 def runs_of(runs: list[dict], script: str, arguments: dict[str, Any]) -> list[dict]:
     """Those of this script whose arguments are these, but for the seeds and for what changes no number."""
-    free = {"seed", "num_seeds", "runs_dir", "resume", "eval", "render_video", "track", "checkpoint_interval"}
+    free = {
+        "seed", "num_seeds", "stand_in", "runs_dir", "resume", "eval", "render_video", "track", "checkpoint_interval",
+    }  # fmt: skip
     defaults = {name: default for name, (_, default) in script_arguments(script).items()}
     settings = tuned_arguments(ROOT / f"{script}.py")  # of the task, where --tuned asks for them
 
@@ -237,6 +246,12 @@ def runs_of(runs: list[dict], script: str, arguments: dict[str, Any]) -> list[di
         return {name: value for name, value in (defaults | values).items() if name not in left_out}
 
     return [run for run in runs if run["script"] == Path(script).name and fixed(run["args"]) == fixed(arguments)]
+
+
+def is_refused(run: dict) -> bool:
+    """Whether its data is what a script refuses with --no-stand-in."""
+    task = d4rl.TASKS.get(run["args"]["env_id"])
+    return bool(task and task.download_first and run["source"] == task.collected_source)
 
 
 def is_finished(run: dict) -> bool:
@@ -280,7 +295,8 @@ def make_plan(args: Args) -> tuple[list[Job], list[str]]:
     what is left forms new groups. Dead ends (no checkpoint) are left lying.
     """
     tasks, variants, given, missing = read_request(args)
-    seeds, runs, jobs = parse_seeds(args.seeds), read_runs(args.runs_dir), {}
+    seeds, jobs = parse_seeds(args.seeds), {}
+    runs = [run for run in read_runs(args.runs_dir) if args.stand_in or not is_refused(run)]
 
     def add(
         state: str, script: str, own: dict[str, Any], varied: dict[str, Any], group: list[int], run: dict | None = None
@@ -292,7 +308,8 @@ def make_plan(args: Args) -> tuple[list[Job], list[str]]:
             sys.exit(f"This plan has the same job twice, {label}: does --set override what the suite varies?")
         python = [sys.executable, os.path.relpath(ROOT / f"{script}.py")]
         seed = {"seed": group[0]} | ({"num_seeds": len(group)} if len(group) > 1 else {})
-        command = [*python, *flags(own | seed | {"runs_dir": args.runs_dir})]
+        stand_in = {"stand_in": args.stand_in} if "stand_in" in script_arguments(script) else {}
+        command = [*python, *flags(own | stand_in | seed | {"runs_dir": args.runs_dir})]
         if state == "resume":
             command = [*python, "--resume", str(run["paths"][0])]
         total = own.get("total_steps", script_arguments(script)["total_steps"][1])

@@ -1,9 +1,11 @@
-"""D4RL's datasets from the command line: `python -m d4rl_gymnasium list | info | fetch | check`."""
+"""D4RL's datasets from the command line: `python -m d4rl_gymnasium list | info | fetch | collect | check`."""
 
 import argparse
 import difflib
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +35,8 @@ def local_state(task: Task) -> str:
     parts = sorted(data.cache_directory().glob(f"{task.file_name}.*.part"))
     if parts:
         return f"part of a download, {megabytes(parts[0])}"
+    if task.download_first:
+        return "none (a stand-in can be collected)"
     return "none (collected when needed)" if task.collected_rows else "none"
 
 
@@ -52,32 +56,46 @@ def info(args: argparse.Namespace) -> None:
     dataset = find_dataset(env, args.dataset_path) if task is None or args.dataset_path else data.find_local(task)
     if dataset is None:
         show("local data", f"none: python -m d4rl_gymnasium fetch {args.env_id}")
+        if task.download_first:
+            show("", f"or a stand-in: python -m d4rl_gymnasium collect {args.env_id}")
     else:
         describe(dataset, data.read_dataset(dataset, env), horizon, args.env_id)
 
 
-def fetch(args: argparse.Namespace) -> None:
-    for env_id in args.env_id:
+def tasks_of(env_ids: list[str]) -> list[Task]:
+    for env_id in env_ids:
         if env_id not in TASKS:
             near = difflib.get_close_matches(env_id, TASKS, n=1)
             hint = f"Did you mean {near[0]}?" if near else "`python -m d4rl_gymnasium list` shows them."
             raise DatasetError(f"{env_id} is not one of D4RL's tasks. {hint}")
-    tasks = [TASKS[env_id] for env_id in dict.fromkeys(args.env_id)]
+    return [TASKS[env_id] for env_id in dict.fromkeys(env_ids)]
 
-    def attempt(task: Task) -> bool:
-        try:
-            dataset = data.fetch(task, args.original)
-        except DatasetError as error:
-            data.say(f"error: {error}")
-            return False
-        data.say(f"{task.env_id}: {dataset.path} ({megabytes(dataset.path)}), {dataset.source}")
-        return True
 
-    collected = [task for task in tasks if task.collected_rows and not args.original]
+def attempt(get: Callable[[Task], DatasetFile], task: Task) -> bool:
+    try:
+        dataset = get(task)
+    except DatasetError as error:
+        data.say(f"error: {error}")
+        return False
+    data.say(f"{task.env_id}: {dataset.path} ({megabytes(dataset.path)}), {dataset.source}")
+    return True
+
+
+def fetch(args: argparse.Namespace) -> None:
+    originals, collections = [], []
+    for task in tasks_of(args.env_id):
+        collected_here = task.collected_rows and not (args.original or task.download_first)
+        (collections if collected_here else originals).append(task)
+    download = partial(attempt, partial(data.fetch, original=True))
     with ThreadPool(DOWNLOADS_AT_ONCE) as pool:
-        downloads = pool.map_async(attempt, [task for task in tasks if task not in collected], chunksize=1)
-        failed = [attempt(task) for task in collected].count(False) + downloads.get().count(False)
+        downloads = pool.map_async(download, originals, chunksize=1)
+        failed = [attempt(data.fetch, task) for task in collections].count(False) + downloads.get().count(False)
     if failed:
+        sys.exit(1)
+
+
+def collect(args: argparse.Namespace) -> None:
+    if not all([attempt(data.collect, task) for task in tasks_of(args.env_id)]):
         sys.exit(1)
 
 
@@ -175,14 +193,24 @@ def main() -> None:
     command = commands.add_parser(
         "fetch",
         help="get datasets ahead of time",
-        description="Get datasets ahead of time: downloads run side by side and go on where they were stopped; "
-        "the data of maze2d is collected here unless --original is given.",
+        description="Get datasets ahead of time: D4RL's files, whose downloads run side by side and go on where they "
+        "were stopped; the data of maze2d is collected here unless --original is given.",
     )
     command.add_argument(
         "env_id", metavar="ENV_ID", nargs="+", help="D4RL tasks, e.g. hopper-medium-v2 maze2d-umaze-v1"
     )
     command.add_argument("--original", action="store_true", help="download D4RL's own file for maze2d, too")
     command.set_defaults(run=fetch)
+
+    command = commands.add_parser(
+        "collect",
+        help="collect stand-ins for D4RL's MuJoCo data, or maze2d's data",
+        description="Collect a stand-in for D4RL's data of a MuJoCo task (halfcheetah, hopper, walker2d), one to three "
+        "minutes a million rows, from behaviour policies that come with this package; or maze2d's data, from its "
+        "waypoint controller. No network is used. Scores on stand-ins are not comparable with published D4RL scores.",
+    )
+    command.add_argument("env_id", metavar="ENV_ID", nargs="+", help="D4RL tasks, e.g. hopper-medium-v2")
+    command.set_defaults(run=collect)
 
     command = commands.add_parser("check", help="read a whole file and say whether it can be trained on")
     command.add_argument("file", metavar="FILE", help="an HDF5 file in D4RL's layout, or minari:NAME")

@@ -9,6 +9,7 @@ page for users.
 
 import datetime
 import errno
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -35,12 +36,15 @@ RAW_KEYS = ("observations", "actions", "rewards", "terminals")
 TRANSITION_KEYS = ("observations", "actions", "next_observations", "rewards", "terminals")
 FLAGS = ("terminals", "timeouts")
 COLLECTION_SEED = 0
-COLLECTED_SOURCE = "collected by d4rl_gymnasium's waypoint controller (stand-in for D4RL's file)"
 MINARI = "minari:"
 
 
 class DatasetError(Exception):
     """What is wrong with the data and what to do about it: a sentence or two, meant for the user's eyes."""
+
+
+class DownloadError(DatasetError):
+    """Neither D4RL's host nor the mirror gave the file."""
 
 
 @dataclass(frozen=True)
@@ -283,19 +287,22 @@ def _env_id(env: gymnasium.Env) -> str:
 # --- Finding ---------------------------------------------------------------------------------------------------------
 
 
-def find_dataset(env: gymnasium.Env, dataset_path: str | os.PathLike | None = None) -> DatasetFile:
+def find_dataset(
+    env: gymnasium.Env, dataset_path: str | os.PathLike | None = None, stand_in: bool = False
+) -> DatasetFile:
     """The dataset for an environment: `dataset_path` (a file, or `minari:NAME`), or else D4RL's for this task.
 
     Without a path: D4RL's file in the cache directory; for maze2d else the data that this package collected, or
-    collects now; for the other tasks else a download. A file whose bytes no longer have their recorded sha256 is
-    refused. Raises DatasetError.
+    collects now; for the other tasks else a download. `stand_in`: for the MuJoCo tasks a stand-in that was collected
+    goes before the download, and one is collected where the download fails. A file whose bytes no longer have their
+    recorded sha256 is refused. Raises DatasetError.
     """
     check_spaces(env)
     task = TASKS.get(_env_id(env))
     if dataset_path is None:
         if task is None:
             raise DatasetError(f"{_env_id(env)} is not one of D4RL's tasks: give its data with --dataset-path FILE.")
-        return fetch(task)
+        return fetch(task, original=task.download_first and not stand_in)
     dataset = given(dataset_path)
     name = dataset.path.name
     owner = next((other for other in TASKS.values() if name in (other.file_name, f"{other.env_id}.hdf5")), None)
@@ -318,27 +325,63 @@ def given(dataset_path: str | os.PathLike) -> DatasetFile:
 
 
 def fetch(task: Task, original: bool = False) -> DatasetFile:
-    """The task's dataset from the cache directory, where it is first collected or downloaded if it is missing.
+    """The task's dataset from the cache directory, where it is first downloaded or collected if it is missing.
 
     Processes that want the same file wait for the first of them. `original`: D4RL's file even where this package could
     collect a stand-in. Raises DatasetError.
     """
-    dataset = find_local(task, original)
-    if dataset:
-        return dataset
-    collecting = task.collected_rows and not original
-    target = collected_path(task) if collecting else original_path(task)
+    find = functools.partial(find_local, task, original)
+    collectable = task.collected_rows and not original
+    dataset = find()
+    if not dataset and (task.download_first or not collectable):
+        try:
+            dataset = _get(task, find, _download, original_path(task))
+        except DownloadError as error:
+            if not collectable:
+                raise
+            say(str(error))
+    if not dataset:
+        dataset = _get(task, find, _collect, collected_path(task))
+    if task.download_first and dataset.path == collected_path(task):
+        warn_of_stand_in(task)
+    return dataset
+
+
+def collect(task: Task) -> DatasetFile:
+    """The task's data as this package collects it, from the cache directory or now. Raises DatasetError."""
+    if not task.collected_rows:
+        raise DatasetError(f"{task.env_id} cannot be collected: only the data of MuJoCo tasks and of maze2d can.")
+    find = functools.partial(find_collected, task)
+    return find() or _get(task, find, _collect, collected_path(task))
+
+
+def _get(
+    task: Task, find: Callable[[], DatasetFile | None], how: Callable[[Task, Path], None], target: Path
+) -> DatasetFile:
+    """What `find` finds after `how` has written `target`, or another process has."""
     try:
         with _locked(target):
-            if not find_local(task, original):  # now there, if this process waited for another one
-                (_collect if collecting else _download)(task, target)
+            if not find():  # now there, if this process waited for another one
+                how(task, target)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             advice = "the disk is full: make room, or set D4RL_DATASET_DIR to a folder on another disk"
         else:
             advice = f"{error.strerror or error}: set D4RL_DATASET_DIR to a folder that you can write to"
         raise DatasetError(f"{target} could not be written, {advice}.") from error
-    return find_local(task, original)
+    return find()
+
+
+def warn_of_stand_in(task: Task) -> None:
+    lines = (
+        f"{task.env_id}: this data is a STAND-IN for D4RL's file, from other policies.",
+        "Scores on it are not comparable with published D4RL scores.",
+        f"D4RL's file, once: python -m d4rl_gymnasium fetch {task.env_id}",
+        "To refuse stand-ins: --no-stand-in",
+    )
+    width = max(map(len, lines))
+    frame = "+" + "-" * (width + 2) + "+"
+    say("\n".join([frame, *(f"| {line:<{width}} |" for line in lines), frame]))
 
 
 def find_local(task: Task, original: bool = False) -> DatasetFile | None:
@@ -349,10 +392,13 @@ def find_local(task: Task, original: bool = False) -> DatasetFile | None:
         if not source and task.dataset_sha256 not in (None, sha256):
             raise DatasetError(f"{path} is not the file that D4RL released (another sha256): delete it to get it anew.")
         return DatasetFile(path, sha256, source or "D4RL (found in its cache directory)")
+    return None if original else find_collected(task)
+
+
+def find_collected(task: Task) -> DatasetFile | None:
+    """What was collected for the task in the cache directory, or None. Raises DatasetError."""
     path = collected_path(task)
-    if task.collected_rows and not original and os.path.exists(path):
-        return DatasetFile(path, *identify(path))
-    return None
+    return DatasetFile(path, *identify(path)) if task.collected_rows and os.path.exists(path) else None
 
 
 def identify(path: Path) -> tuple[str, str]:
@@ -448,8 +494,8 @@ def _download(task: Task, target: Path) -> None:
                 for other in target.parent.glob(f"{target.name}.*.part"):
                     other.unlink()  # begun at the other host
                 return
-    raise DatasetError(
-        f"{task.env_id} has no data on this machine and the download failed ({'; '.join(reasons)}). "
+    raise DownloadError(
+        f"{task.env_id}: D4RL's file is not on this machine and the download failed ({'; '.join(reasons)}). "
         f"Fetch {task.dataset_url} or {task.mirror_url} elsewhere and put it into {target.parent}, "
         "or give a file of your own with --dataset-path FILE."
     )
@@ -466,18 +512,20 @@ def _verified_sha256(part: Path, task: Task) -> str:
 
 
 def _collect(task: Task, target: Path) -> None:
-    """Run the controller of the task's module, and store its rows in D4RL's layout with their provenance."""
+    """Have the task's module collect its rows, and store them in D4RL's layout with their provenance."""
     say(f"Collecting {task.collected_rows:,} rows of {task.env_id} into {target}")
     module = importlib.import_module(task.entry_point.split(":")[0])
-    arguments = {**task.kwargs, "rows": task.collected_rows, "seed": COLLECTION_SEED}
+    arguments = {**task.collect_kwargs, "rows": task.collected_rows, "seed": COLLECTION_SEED}
     arrays = module.collect(**arguments, progress=sys.stderr.isatty())
     memory = io.BytesIO()  # a full disk then meets a plain write, not HDF5 in the middle of its bookkeeping
     with h5py.File(memory, "w") as file:
         for key, array in arrays.items():
             file.create_dataset(key, data=array, compression="gzip", compression_opts=1)
-        file.attrs["source"] = COLLECTED_SOURCE
+        file.attrs["source"] = task.collected_source
         file.attrs["env_id"] = task.env_id
         file.attrs["generator"] = f"{module.__name__}.collect(**{arguments})"
+        if task.download_first:
+            file.attrs["policies"] = f"{module.WEIGHTS.name}, sha256 {_sha256(module.WEIGHTS)}"
         file.attrs["seed"] = COLLECTION_SEED
         file.attrs["versions"] = ", ".join(
             f"{package} {importlib.metadata.version(package)}" for package in ("gymnasium", "mujoco", "numpy")
@@ -490,7 +538,7 @@ def _collect(task: Task, target: Path) -> None:
     except OSError:
         part.unlink(missing_ok=True)
         raise
-    _store(part, target, hashlib.sha256(memory.getbuffer()).hexdigest(), COLLECTED_SOURCE)
+    _store(part, target, hashlib.sha256(memory.getbuffer()).hexdigest(), task.collected_source)
 
 
 # What stands in NAME.sha256 beside a stored file NAME: where it came from and a line for `sha256sum -c`.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-CONNECT_TIMEOUT = 5.0  # seconds; D4RL's host and its mirror together are given up within ten
+CONNECT_TIMEOUT = 4.5  # seconds; D4RL's host and its mirror together are given up within ten
 READ_TIMEOUT = 30.0  # seconds without a byte after which a connection counts as lost
 ATTEMPTS = 5  # connections a download may lose before it is given up; what arrived stays for the next run
 BLOCK = 1 << 20

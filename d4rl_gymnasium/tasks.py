@@ -26,7 +26,12 @@ class Task:
     dataset: str  # path of the dataset below HOST
     entry_point: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    collected_rows: int | None = None  # rows of D4RL's file, for tasks whose data this package can collect itself
+    # For tasks whose data this package can collect itself, by `collect(**collect_kwargs, rows, seed, progress)` of the
+    # environment's module:
+    collected_rows: int | None = None  # of D4RL's file, or nearly so
+    collected_by: str = ""
+    collect_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    download_first: bool = False  # collected from other policies than D4RL's: only where D4RL's file cannot be had
 
     @property
     def file_name(self) -> str:
@@ -42,6 +47,11 @@ class Task:
         return f"{MIRROR}/{self.file_name}"
 
     @property
+    def collected_source(self) -> str:
+        """What the files that this package collects call themselves."""
+        return f"collected by d4rl_gymnasium's {self.collected_by} (stand-in for D4RL's file)"
+
+    @property
     def dataset_sha256(self) -> str | None:
         """The sha256 of D4RL's released file, where it is known."""
         return KNOWN_SHA256.get(self.file_name)
@@ -54,11 +64,12 @@ KNOWN_SHA256 = {
 
 
 def _locomotion() -> Iterator[Task]:
-    for robot, class_name, observation_dim, action_dim, ref_min, ref_max in (
-        ("halfcheetah", "HalfCheetahEnv", 17, 6, -280.178953, 12135.0),
-        ("hopper", "HopperEnv", 11, 3, -20.272305, 3234.3),
-        ("walker2d", "Walker2dEnv", 17, 6, 1.629008, 4592.3),
+    for robot, class_name, observation_dim, action_dim, ref_min, ref_max, replay_rows in (
+        ("halfcheetah", "HalfCheetahEnv", 17, 6, -280.178953, 12135.0, 202_000),
+        ("hopper", "HopperEnv", 11, 3, -20.272305, 3234.3, 402_000),
+        ("walker2d", "Walker2dEnv", 17, 6, 1.629008, 4592.3, 302_000),
     ):
+        rows = {"medium-expert": 2_000_000, "medium-replay": replay_rows}
         for quality in ("random", "medium", "expert", "medium-expert", "medium-replay", "full-replay"):
             yield Task(
                 f"{robot}-{quality}-v2",
@@ -69,6 +80,10 @@ def _locomotion() -> Iterator[Task]:
                 ref_max,
                 f"gym_mujoco_v2/{robot}_{quality.replace('-', '_')}-v2.hdf5",
                 f"d4rl_gymnasium.locomotion:{class_name}",
+                collected_rows=rows.get(quality, 1_000_000),
+                collected_by="behaviour policies",
+                collect_kwargs={"robot": robot, "level": quality},
+                download_first=True,
             )
 
 
@@ -89,6 +104,8 @@ def _maze2d() -> Iterator[Task]:
             "d4rl_gymnasium.maze2d:Maze2dEnv",
             {"maze": maze},
             collected_rows=rows,
+            collected_by="waypoint controller",
+            collect_kwargs={"maze": maze},
         )
 
 

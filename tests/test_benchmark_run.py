@@ -20,6 +20,7 @@ import pytest
 import tyro
 from conftest import ROOT, load_script
 
+import d4rl_gymnasium as d4rl
 from benchmark import run
 from benchmark.run import SUITES, TASK_SETS, Args
 
@@ -53,6 +54,7 @@ else:
     for path in paths:
         path.mkdir()
         config = {"script": "trainer", "args": asdict(args), "group": [path.name for path in paths]}
+        config["dataset"] = {"source": "D4RL"}
         (path / "config.json").write_text(json.dumps(config))
 stop = []
 signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
@@ -109,7 +111,10 @@ def logs(folder: Path) -> str:
     return "".join(path.read_text() for path in sorted(folder.glob("runs/logs/*.log")))
 
 
-def write_run(folder: Path, script: str, seeds: list[int], results: list[dict], checkpoint: bool = True, **arguments):
+def write_run(
+    folder: Path, script: str, seeds: list[int], results: list[dict], checkpoint: bool = True, source: str = "D4RL",
+    **arguments,
+):  # fmt: skip
     """The directories of a run with as many results as there are."""
     names = [f"{arguments['env_id']}__{Path(script).name}__{seed}__{time.time_ns()}" for seed in seeds]
     values = {name: default for name, (_, default) in run.script_arguments(script).items()} | arguments
@@ -118,6 +123,7 @@ def write_run(folder: Path, script: str, seeds: list[int], results: list[dict], 
         path = folder / "runs" / name
         path.mkdir(parents=True)
         config = {"script": Path(script).name, "seed": seeds[k], "args": values, "group": names}
+        config["dataset"] = {"source": source}
         (path / "config.json").write_text(json.dumps(config))
         if k < len(results):
             (path / "result.json").write_text(json.dumps(results[k]))
@@ -171,12 +177,27 @@ def test_a_command_says_what_the_plan_compares(script, tmp_path):
     settings = ("total-steps=5000", "robust_critic=false", "compile=true", "matmul_precision=medium", "dataset_path=x")
     wanted = {"scripts": (script,), "tasks": ("Own-v0",), "seeds": "2-4", "seeds_per_run": 3, "set": settings}
     given = {"total_steps": 5000, "robust_critic": False, "compile": True, "matmul_precision": "medium"}
-    given |= {"dataset_path": "x", "env_id": "Own-v0"}
+    given |= {"dataset_path": "x", "env_id": "Own-v0", "stand_in": False}
     (job,) = plan(tmp_path, **wanted)
     args = tyro.cli(module.Args, args=job.command[2:])
     assert asdict(args) == asdict(module.Args(**given, seed=2, num_seeds=3, runs_dir=str(tmp_path / "runs")))
     write_run(tmp_path, script, [2, 3, 4], [], **given)
     assert states(plan(tmp_path, **wanted)) == {"resume": 1}
+
+
+def test_stand_ins_are_refused_unless_asked_for(tmp_path):
+    """A run on one does not count either; with --stand-in it does, and so does any run on D4RL's file."""
+    wanted = {"scripts": ("aspc_td3bc",), "tasks": ("hopper-medium-v2", "maze2d-umaze-v1"), "seeds": "0-1"}
+    hopper, maze = (d4rl.TASKS[task] for task in wanted["tasks"])
+    write_run(tmp_path, "aspc_td3bc", [0], [{}], source=hopper.collected_source, env_id=hopper.env_id)
+    write_run(tmp_path, "aspc_td3bc", [1], [{}], env_id=hopper.env_id)
+    write_run(tmp_path, "aspc_td3bc", [0, 1], [{}, {}], source=maze.collected_source, env_id=maze.env_id)
+    *finished, new = plan(tmp_path, **wanted)
+    assert [job.state for job in finished] == ["finished"] * 2 and new.state == "new"
+    assert new.label == "hopper-medium-v2__aspc_td3bc__0" and "--no-stand-in" in new.command
+    assert states(plan(tmp_path, **wanted, stand_in=True)) == {"finished": 3}
+    (new,) = plan(tmp_path, **(wanted | {"tasks": ("hopper-expert-v2",), "seeds": "0"}), stand_in=True)
+    assert "--stand-in" in new.command and "--no-stand-in" not in new.command
 
 
 def test_groups_of_seeds(tmp_path):
@@ -246,6 +267,7 @@ BAD_ARGUMENTS = {
     "wrong type": ("--suite smoke --set total_steps=1e6", "total_steps takes one int"),
     "wrong bool": ("--suite smoke --set compile", "true or false"),
     "key of the plan": ("--suite smoke --set seed=1", "--seeds"),
+    "stand-ins": ("--suite smoke --set stand_in=true", "--stand-in"),
     "override": ("--suite fig6b --set l_q_coef=1", "twice"),
     "script twice": ("--scripts aspc_td3bc aspc_td3bc --tasks maze2d", "twice"),
     "seeds": ("--suite smoke --seeds 0..3", "--seeds 0..3"),

@@ -513,7 +513,7 @@ def test_the_mirror_where_the_host_has_nothing(cache, host, hdf5_bytes):
 
 
 def test_no_host_at_all(cache):
-    with pytest.raises(d4rl.DatasetError, match="no data on this machine and the download failed") as error:
+    with pytest.raises(d4rl.DatasetError, match="D4RL's file is not on this machine and the download failed") as error:
         d4rl.find_dataset(env_like())
     for advice in (HOPPER.dataset_url, HOPPER.mirror_url, str(cache), "--dataset-path FILE"):
         assert advice in str(error.value)
@@ -903,7 +903,8 @@ def test_list(command, cache, host):
     assert "D4RL's file" in lines["hopper-medium-v2"]
     assert "collected, 0.0 MB" in lines["maze2d-umaze-v1"]
     assert "part of a download, 3.0 MB" in lines["pen-human-v1"]
-    assert lines["walker2d-random-v2"].endswith("none")
+    assert lines["walker2d-random-v2"].endswith("none (a stand-in can be collected)")
+    assert lines["antmaze-umaze-v2"].endswith("none")
 
 
 def test_info(command, cache):
@@ -936,7 +937,7 @@ def test_fetch_several(command, cache, host, hdf5_bytes, small_umaze):
     for task in (HOPPER, other, UMAZE):
         assert data.find_local(task)
     code, _, errors = command("fetch", HOPPER.env_id, "hopper-random-v2")
-    assert code == 1 and "hopper-random-v2 has no data on this machine" in errors
+    assert code == 1 and "hopper-random-v2: D4RL's file is not on this machine" in errors
     code, _, errors = command("fetch", "hopper-medum-v2")
     assert code == 1 and "Did you mean hopper-medium-v2?" in errors
 
@@ -966,7 +967,7 @@ def test_check_knows_the_release(command, tmp_path):
 
 
 def test_help(command):
-    for arguments in ([], ["list"], ["info"], ["fetch"], ["check"]):
+    for arguments in ([], ["list"], ["info"], ["fetch"], ["collect"], ["check"]):
         code, output, _ = command(*arguments, "--help")
         assert code == 0 and "usage: python -m d4rl_gymnasium" in output
     assert command()[0] == 2

@@ -223,6 +223,7 @@ def test_stand_in_data_is_marked_and_kept_apart(tmp_path):
     [
         ("D4RL (downloaded from http://host/x.hdf5)", "0", False),
         ("collected by d4rl_gymnasium's waypoint controller (stand-in for D4RL's file)", "0", True),
+        ("collected by d4rl_gymnasium's behaviour policies (stand-in for D4RL's file)", "0", True),
         ("given: my.hdf5", "0", True),
         ("given: my.hdf5", TASKS["hopper-medium-replay-v2"].dataset_sha256, False),
         ("given: x.hdf5 (D4RL (downloaded from http://host/x.hdf5))", "0", False),
