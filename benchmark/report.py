@@ -40,7 +40,7 @@ from benchmark.results import (
     without_repeats,
 )
 from benchmark.scripts import DOMAINS, ROOT, flags
-from d4rl_gymnasium.tasks import TASKS
+from d4rl_gymnasium.tasks import ALL_TASKS, OGBENCH_TASKS, TASKS
 
 
 @dataclass
@@ -134,6 +134,32 @@ def scores(groups: Groups) -> Page:
         heading("Best checkpoint"),
         text("Chosen by its score in the simulator, with knowledge that offline learning does not have: not a result."),
         scores_table("best", groups, "best"),
+    ]
+
+
+def ogbench(runs: list[Run]) -> Page:
+    """Table 4: success rates on OGBench's tasks, a column for each label, and what ASPC gains over FQL."""
+    groups, columns = grouped(runs), []
+    if not groups:
+        return []
+    firsts = {label: next(iter(tasks.values()))[0] for label, tasks in groups.items()}
+    bases = {firsts[label].setting: task_means(groups[label]) for label in groups if firsts[label].script == "fql"}
+    for label, tasks in groups.items():
+        means = task_means(tasks)
+        column = {task: spread([run.scores["last"] for run in members]) for task, members in tasks.items()}
+        columns.append((label, column | {"average": average(means, list(OGBENCH_TASKS))}))
+        base = bases.get(firsts[label].setting, {}) if firsts[label].script == "aspc_fql" else {}
+        if base:  # FQL of the same length, on the same kind of data
+            gains = {task: f"{means[task] / base[task] - 1:+.1%}" for task in means if base.get(task)}
+            columns.append(("gain over FQL", gains))
+    paper = published("4", "FQL+ASPC") | {"average": published("4", "FQL+ASPC", "stated average")["Total"]}
+    columns.append(("paper's gain, sign lost", {name: row["percent"] for name, row in paper.items()}))
+    rows = [[name, *(column.get(name, "–") for _, column in columns)] for name in (*OGBENCH_TASKS, "average")]
+    return [
+        heading("OGBench (the paper's Table 4)"),
+        text("Success rate in percent at the last evaluation during training, mean ± standard deviation over seeds, in "
+             "brackets the number of seeds. FQL's authors report the mean of the last three evaluations."),
+        table("table4", ["task", *(head for head, _ in columns)], rows),
     ]
 
 
@@ -303,7 +329,7 @@ def runtime(runs: list[Run]) -> Page:
 
 
 def others(runs: list[Run]) -> Page:
-    """Tasks that are not D4RL's: raw returns."""
+    """Tasks of neither benchmark: raw returns."""
     rows = [
         [task, label, spread([run.result["last"]["charts/episodic_return"] for run in members])]
         for label, tasks in grouped(runs).items()
@@ -387,9 +413,10 @@ def build(runs: list[Run], repeats: list[Run]) -> Page:
         lambda: variants(grouped(finished)),
         lambda: aggregates(main),
         lambda: curves([run for run in runs if run.main and run.task in TASKS]),
+        lambda: ogbench([run for run in runs if run.result and run.task in OGBENCH_TASKS]),
         lambda: ablations(finished),
         lambda: runtime(finished),
-        lambda: others([run for run in runs if run.result and run.task not in TASKS]),
+        lambda: others([run for run in runs if run.result and run.task not in ALL_TASKS]),
         lambda: what_ran(runs),
         lambda: not_counted(runs, repeats),
     )

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmark.scripts import DOMAINS, ROOT, flags, read_arguments, tuned_arguments
-from d4rl_gymnasium.tasks import TASKS
+from d4rl_gymnasium.tasks import ALL_TASKS, TASKS
 
 SCRIPTS = {path.stem: path for room in (".", "baselines", "benchmark/ablations") for path in ROOT.glob(f"{room}/*.py")}
 AVERAGES = DOMAINS | {"Total": list(TASKS)}
@@ -85,10 +85,11 @@ def off_default(script: str, args: dict) -> dict:
 
 
 def is_stand_in(task: str, dataset: dict) -> bool:
-    """Whether a dataset says that it is a stand-in, or was given by path and is not known to be D4RL's own file."""
+    """Whether a dataset calls itself a stand-in, or was given by path and is not known to be the benchmark's file."""
     source = dataset["source"]
-    by_path = source.startswith(("given:", "Minari:")) and "(D4RL (" not in source
-    known = TASKS[task].dataset_sha256 if task in TASKS else None
+    own = f"({ALL_TASKS[task].benchmark} (" if task in ALL_TASKS else "(D4RL ("
+    by_path = source.startswith(("given:", "Minari:")) and own not in source
+    known = ALL_TASKS[task].dataset_sha256 if task in ALL_TASKS else None
     return "stand-in" in source or (by_path and dataset["sha256"] != known)
 
 

@@ -12,6 +12,7 @@ the file `stop`. A thread of this process (--engine local) or a Ray worker on an
 
 import csv
 import fcntl
+import itertools
 import json
 import os
 import queue
@@ -42,10 +43,12 @@ class Args:
     scripts: tuple[str, ...] = ()
     """scripts by their path without .py: aspc_td3bc, baselines/td3bc, benchmark/ablations/..."""
     tasks: tuple[str, ...] = ()
-    """ids, or sets of them: paper (all 39), locomotion, locomotion-9, maze2d, antmaze, adroit, table3"""
+    """ids, or sets of them: paper (all 39), locomotion, locomotion-9, maze2d, antmaze, adroit, table3, ogbench,
+    ogbench-large, ogbench-giant"""
     suite: str | None = None
     """in place of --scripts: the runs behind a table or figure of the paper, on its tasks unless --tasks names others:
-    table1, table2, table3, table13, fig5, fig6a, fig6b, fig9, fig11, fig12, readings, smoke"""
+    paper (tables 1, 3 and 4), table1, table2, table3, table4, table13, fig5, fig6a, fig6b, fig9, fig11, fig12,
+    readings, smoke"""
     seeds: str = "0-3"
     """such as 0-3 or 0,2,5-7"""
     seeds_per_run: int = 1
@@ -61,7 +64,7 @@ class Args:
     dry_run: bool = False
     """print every job's state and command, and stop"""
     steps_per_second: float | None = None
-    """of one run: estimate the hours of the plan"""
+    """of one run: estimate the hours of the plan (else from the speeds in docs/results/speed-*.json)"""
 
     engine: Literal["local", "ray"] = "local"
     """local: processes of this machine; ray: the same through Ray (pip install -r requirements-benchmark.txt)"""
@@ -86,12 +89,19 @@ TASK_SETS = {
     "antmaze": DOMAINS["AntMaze"],
     "adroit": DOMAINS["Adroit"],
     "table3": [f"{robot}-medium{more}-v2" for robot in ROBOTS["MuJoCo"] for more in ("", "-expert", "-replay")],
+    "ogbench": list(d4rl.OGBENCH_TASKS),  # as in Table 4
+    "ogbench-large": [task for task in d4rl.OGBENCH_TASKS if "large" in task],
+    "ogbench-giant": [task for task in d4rl.OGBENCH_TASKS if "giant" in task],
 }
 TASK_SETS |= {"d4rl": TASK_SETS["paper"], "locomotion-9": TASK_SETS["table3"]}
 
 ASPC, TD3BC = "aspc_td3bc", "baselines/td3bc"
 REACHED = "REACHED"  # stands for the α that ASPC reached on the same task, mean over the seeds; known when these end
 VARIANTS = "benchmark/ablations"
+# OGBench's protocol, and what FQL's authors chose there for ReBRAC and IQL
+OGBENCH = {"eval_interval": 100_000, "eval_episodes": 50, "final_eval_episodes": 50}
+IQL_OGBENCH = OGBENCH | {"expectile": 0.9, "beta": 10.0}
+REBRAC_OGBENCH = OGBENCH | {"actor_bc_coef": 0.003, "critic_bc_coef": 0.01}
 # name: (task sets, [(script, arguments)]). A script that this checkout does not have is left out, and named.
 SUITES: dict[str, tuple[list[str], list[tuple[str, dict[str, Any]]]]] = {
     "table1": (["paper"], [
@@ -105,6 +115,10 @@ SUITES: dict[str, tuple[list[str], list[tuple[str, dict[str, Any]]]]] = {
         pair for base in ("iql", "cql", "diffusionql")
         for pair in ((f"baselines/{base}", {"tuned": True}), (f"aspc_{base}", {}))
     ]),
+    **{f"table4-{maze}": ([f"ogbench-{maze}"], [
+        (TD3BC, OGBENCH), ("baselines/iql", IQL_OGBENCH), ("baselines/rebrac", REBRAC_OGBENCH | discount),
+        (ASPC, OGBENCH), ("baselines/fql", OGBENCH | {"tuned": True}), ("aspc_fql", OGBENCH | {"tuned": True}),
+    ]) for maze, discount in (("large", {}), ("giant", {"discount": 0.995}))},
     "table13": (["paper"], [(ASPC, {}), *((f"{VARIANTS}/l_bc_form{n}", {}) for n in (1, 2, 3, 5))]),  # form 4 is ASPC's
     "fig5": (["halfcheetah-medium-v2"], [  # run times: give the machine nothing else to do, and --jobs 1
         *((f"baselines/{name}", {}) for name in ("td3bc", "cql", "iql", "wpc", "a2pr")),
@@ -123,6 +137,8 @@ SUITES: dict[str, tuple[list[str], list[tuple[str, dict[str, Any]]]]] = {
         for s in (ASPC, TD3BC)
     ]),
 }  # fmt: skip
+# Suites of suites; what two of them share is run once, and --tasks picks among the tasks of each
+UNIONS = {"table4": ("table4-large", "table4-giant"), "paper": ("table1", "table3", "table4-large", "table4-giant")}
 
 
 def script_arguments(script: str) -> dict[str, tuple[str, Any]]:
@@ -171,28 +187,40 @@ def data_file(args: Args, task: str) -> Path | None:
     return path if path and path.is_file() else None
 
 
-def read_request(args: Args) -> tuple[list[str], list[tuple[str, dict]], dict[str, Any], list[str]]:
-    """What --suite, --scripts, --tasks and --set ask for: tasks, [(script, arguments)], arguments that all scripts
+def read_request(args: Args) -> tuple[list[tuple[str, str, dict]], dict[str, Any], list[str]]:
+    """What --suite, --scripts, --tasks and --set ask for: [(task, script, arguments)], arguments that all scripts
     get, and the suite's scripts that this checkout does not have. Exits with a sentence where they make no sense.
     """
-    if args.suite and args.suite not in SUITES:
-        sys.exit(f"--suite {args.suite}: there are {', '.join(SUITES)}.")
+    if args.suite and args.suite not in SUITES | UNIONS:
+        sys.exit(f"--suite {args.suite}: there are {', '.join(SUITES | UNIONS)}.")
     if bool(args.suite) == bool(args.scripts) or not (args.suite or args.tasks):
         sys.exit("Say what to run: either --suite, or --scripts and --tasks.")
     if args.dataset_dir and not args.dataset_dir.is_dir():
         sys.exit(f"--dataset-dir {args.dataset_dir}: there is no such folder.")
-    names, variants = SUITES[args.suite] if args.suite else ((), [(s.removesuffix(".py"), {}) for s in args.scripts])
-    missing = [script for script, _ in variants if args.suite and not (ROOT / f"{script}.py").is_file()]
-    variants = [(script, varied) for script, varied in variants if script not in missing]
-    if not variants:
+    parts = [SUITES[part] for part in UNIONS.get(args.suite, [args.suite])] if args.suite else []
+    parts = parts or [((), [(script.removesuffix(".py"), {}) for script in args.scripts])]
+    scripts = dict.fromkeys(script for _, variants in parts for script, _ in variants)
+    missing = [script for script in scripts if args.suite and not (ROOT / f"{script}.py").is_file()]
+    scripts = [script for script in scripts if script not in missing]
+    if not scripts:
         sys.exit(f"--suite {args.suite}: this checkout has none of its scripts, {', '.join(missing)}.")
-    given = parse_settings(args.set, [script for script, _ in variants])
-    tasks = [task for name in args.tasks or names for task in TASK_SETS.get(name, [name])]
-    for task in tasks:
-        if not (task in d4rl.TASKS or "dataset_path" in given or data_file(args, task)):
+    given = parse_settings(args.set, scripts)
+    expand = lambda names: list(dict.fromkeys(task for name in names for task in TASK_SETS.get(name, [name])))  # noqa: E731
+    wanted, requests = expand(args.tasks), []
+    for task in wanted:
+        if not (task in d4rl.ALL_TASKS or "dataset_path" in given or data_file(args, task)):
             sys.exit(f"--tasks {task}: neither a D4RL task, nor a set ({', '.join(TASK_SETS)}), nor a task whose file "
                      f"{task.replace('/', '-')}.hdf5 is in --dataset-dir.")  # fmt: skip
-    return list(dict.fromkeys(tasks)), variants, given, missing
+    for names, variants in parts:
+        tasks = wanted or expand(names)
+        if args.suite in UNIONS:
+            tasks = [task for task in expand(names) if task in tasks]
+        for task, (script, varied) in itertools.product(tasks, variants):
+            shared = args.suite in UNIONS and (task, script, varied) in requests
+            requests += [(task, script, varied)] * (script not in missing and not shared)
+    if not requests:
+        sys.exit(f"--suite {args.suite} has none of these tasks: {', '.join(wanted)}.")
+    return requests, given, missing
 
 
 # --- The plan ---------------------------------------------------------------------------------------------------------
@@ -209,6 +237,7 @@ class Job:
     seeds: list[int]
     done: int  # gradient steps behind it
     total: int
+    script: str = ""
 
 
 def read_runs(folder: Path) -> list[dict]:
@@ -294,7 +323,7 @@ def make_plan(args: Args) -> tuple[list[Job], list[str]]:
     For each task and script: the seeds of finished runs need nothing, those of a run that stopped are resumed together,
     what is left forms new groups. Dead ends (no checkpoint) are left lying.
     """
-    tasks, variants, given, missing = read_request(args)
+    requests, given, missing = read_request(args)
     seeds, jobs = parse_seeds(args.seeds), {}
     runs = [run for run in read_runs(args.runs_dir) if args.stand_in or not is_refused(run)]
 
@@ -314,32 +343,68 @@ def make_plan(args: Args) -> tuple[list[Job], list[str]]:
             command = [*python, "--resume", str(run["paths"][0])]
         total = own.get("total_steps", script_arguments(script)["total_steps"][1])
         done = {"finished": total, "resume": run and last_step(run)}.get(state, 0)
-        jobs[label] = Job(state, label, command, args.runs_dir / "logs" / f"{label}.log", group, done, total)
+        jobs[label] = Job(state, label, command, args.runs_dir / "logs" / f"{label}.log", group, done, total, script)
 
-    for task in tasks:
+    for task, script, varied in requests:
         path = data_file(args, task)
         common = {"env_id": task} | ({"dataset_path": str(path)} if path else {}) | given
-        for script, varied in variants:
-            own, left, new = common | varied | given, set(seeds), "new"
-            if REACHED in own.values():
-                alpha = reached_alpha(runs, common, seeds)
-                new = "new" if alpha else "waits"
-                own = {name: alpha if alpha and value == REACHED else value for name, value in own.items()}
-            mine = runs_of(runs, script, own)
-            for run in sorted(mine, key=lambda run: (is_finished(run), last_step(run)), reverse=True):
-                overlap = left & set(run["seeds"])
-                if overlap and is_finished(run):
-                    for group in seed_groups(sorted(overlap), len(overlap)):
-                        add("finished", script, own, varied, group)
-                elif overlap == set(run["seeds"]) and (run["paths"][0] / "checkpoint.pt").exists():
-                    add("resume", script, own, varied, run["seeds"], run)
-                else:
-                    continue
-                left -= overlap
-            for group in seed_groups(sorted(left), args.seeds_per_run):
-                add(new, script, own, varied, group)
+        own, left, new = common | varied | given, set(seeds), "new"
+        if REACHED in own.values():
+            alpha = reached_alpha(runs, common, seeds)
+            new = "new" if alpha else "waits"
+            own = {name: alpha if alpha and value == REACHED else value for name, value in own.items()}
+        mine = runs_of(runs, script, own)
+        for run in sorted(mine, key=lambda run: (is_finished(run), last_step(run)), reverse=True):
+            overlap = left & set(run["seeds"])
+            if overlap and is_finished(run):
+                for group in seed_groups(sorted(overlap), len(overlap)):
+                    add("finished", script, own, varied, group)
+            elif overlap == set(run["seeds"]) and (run["paths"][0] / "checkpoint.pt").exists():
+                add("resume", script, own, varied, run["seeds"], run)
+            else:
+                continue
+            left -= overlap
+        for group in seed_groups(sorted(left), args.seeds_per_run):
+            add(new, script, own, varied, group)
     order = ["finished", "resume", "new", "waits"]  # and the first seed of everything before the second of anything
     return sorted(jobs.values(), key=lambda job: (order.index(job.state), job.seeds[0])), missing
+
+
+def measured_speeds(folder: Path, compiled: bool) -> tuple[dict[str, float], str]:
+    """Milliseconds of a gradient step of each script, one seed at batch 256, as `benchmark.speed` recorded them in
+    folder/speed-*.json, and whose they are. A GPU's go before a CPU's, the quickest of several counts.
+    """
+    speeds: dict[str, dict[str, float]] = {"cuda": {}, "cpu": {}}
+    modes = {"cuda": "compiled graph" if compiled else "graph", "cpu": "compiled" if compiled else "eager"}
+    for path in sorted(folder.glob("speed-*.json")):
+        record = json.loads(path.read_text())
+        device = "cuda" if record["args"]["device"].startswith("cuda") else "cpu"
+        for row in record["rows"]:
+            script, _, how = row["variant"].partition(" ")
+            if how == f"{modes[device]}, 1 x 256, width 256":
+                speeds[device][script] = min(row["ms_per_step"], speeds[device].get(script, float("inf")))
+    device = "cuda" if speeds["cuda"] else "cpu"
+    return speeds[device], {"cuda": "GPU", "cpu": "CPU core"}[device]
+
+
+def print_estimate(args: Args, jobs: list[Job]) -> None:
+    """The training hours of the plan, without evaluations, by script, from measured speeds."""
+    compiled = "compile=true" in (setting.replace(" ", "") for setting in args.set)
+    speeds, unit = measured_speeds(ROOT / "docs" / "results", compiled)
+    hours, unknown, steps = Counter(), set(), Counter()
+    for job in jobs:
+        to_do = (job.total - job.done) * len(job.seeds)
+        steps[job.script] += to_do
+        if job.script in speeds:
+            hours[job.script] += to_do * speeds[job.script] / 3.6e6
+        elif to_do:
+            unknown.add(job.script)
+    print(f"Training takes about {sum(hours.values()):,.0f} {unit} hours, at the speeds in docs/results/speed-*.json"
+          + ("; no GPU was measured yet, so GPU hours cannot be told" if unit != "GPU" else "") + ":")  # fmt: skip
+    for script, value in hours.items():
+        print(f"  {script:24}{steps[script] / 1e6:8.1f} million steps x {speeds[script]:6.1f} ms ={value:9,.0f} hours")
+    if unknown:
+        print(f"  not counted, for no speed is recorded: {', '.join(sorted(unknown))}")
 
 
 def print_plan(args: Args, jobs: list[Job], missing: list[str]) -> None:
@@ -356,6 +421,8 @@ def print_plan(args: Args, jobs: list[Job], missing: list[str]) -> None:
         hours, at_a_time = to_do / args.steps_per_second / 3600, slots(args).qsize()
         print(f"At {args.steps_per_second:g} steps a second: {hours:.1f} hours one after another, "
               f"{hours / at_a_time:.1f} with {at_a_time} at a time.")  # fmt: skip
+    elif args.dry_run and to_do:
+        print_estimate(args, jobs)
 
 
 # --- Running ----------------------------------------------------------------------------------------------------------

@@ -53,6 +53,8 @@ class Args:
     """time the compiled variants too (a minute of compilation each)"""
     device: str = "cpu"
     """cpu or cuda; on a GPU, periods are CUDA graphs, and the eager variants are not"""
+    cpu_time: bool = False
+    """count what the process itself computes, for a machine that does other things too (CPU, one thread)"""
     matmul_precision: str = "high"
     """of float32 matrix products, for all variants"""
     out: Path | None = None
@@ -233,6 +235,7 @@ def picture(rows: list[dict], path: Path) -> None:
 def main(args: Args) -> None:
     torch.set_float32_matmul_precision(args.matmul_precision)
     synchronize = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
+    clock = time.process_time if args.cpu_time else time.perf_counter
     variants = {variant: build(variant, args.device) for variant in plan(args)}
     for trained in tqdm(variants.values(), desc="warm-up"):
         for _ in range(5 if args.device.startswith("cuda") else 1):
@@ -241,11 +244,11 @@ def main(args: Args) -> None:
     for _ in tqdm(range(args.repeats), desc="measuring"):
         for variant, trained in variants.items():
             synchronize()
-            start = time.perf_counter()
+            start = clock()
             trained.advance()
             synchronize()
             steps = getattr(trained, "period_steps", STEPS)
-            times[variant].append((time.perf_counter() - start) / steps * 1e3)
+            times[variant].append((clock() - start) / steps * 1e3)
     times = {variant: np.array(values) for variant, values in times.items()}
 
     rows = []
@@ -266,7 +269,8 @@ def main(args: Args) -> None:
     print(f"{torch.get_num_threads()} threads, system load {os.getloadavg()[0]}")
     if args.out:
         about = asdict(args) | {"out": args.out.name}
-        info = {"args": about, "torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows}
+        info = {"args": about, "torch": torch.__version__, "threads": torch.get_num_threads()}
+        info |= {"load": os.getloadavg()[0], "rows": rows}
         raw = {str(variant): values.tolist() for variant, values in times.items()}
         args.out.with_suffix(".json").write_text(json.dumps(info | {"times_ms": raw}, indent=2) + "\n")
         picture(rows, args.out.with_suffix(".png"))

@@ -1,4 +1,4 @@
-"""D4RL's tasks on today's Python: `import d4rl_gymnasium as d4rl` registers them with gymnasium.
+"""D4RL's tasks on today's Python, and ten of OGBench's: `import d4rl_gymnasium as d4rl` registers them with gymnasium.
 
     env = gymnasium.make("halfcheetah-medium-v2")
     dataset = d4rl.qlearning_dataset(env)
@@ -10,9 +10,11 @@ Each module's docstring says what it holds; docs/tasks.md and docs/data.md are t
 import gymnasium
 
 from d4rl_gymnasium.data import DatasetError, DatasetFile, find_dataset, qlearning_dataset, read_dataset
-from d4rl_gymnasium.tasks import TASKS, Task, get_normalized_score
+from d4rl_gymnasium.tasks import ALL_TASKS, OGBENCH_TASKS, TASKS, Task, get_normalized_score
 
 __all__ = [
+    "ALL_TASKS",
+    "OGBENCH_TASKS",
     "TASKS",
     "DatasetError",
     "DatasetFile",
@@ -23,7 +25,7 @@ __all__ = [
     "read_dataset",
 ]
 
-for _task in TASKS.values():
+for _task in ALL_TASKS.values():
     if _task.env_id not in gymnasium.registry:
         gymnasium.register(
             _task.env_id,

@@ -1,4 +1,4 @@
-"""D4RL's datasets from the command line: `python -m d4rl_gymnasium list | info | fetch | collect | check`."""
+"""D4RL's and OGBench's datasets: `python -m d4rl_gymnasium list | info | fetch | collect | check`."""
 
 import argparse
 import difflib
@@ -14,25 +14,38 @@ import gymnasium
 import h5py
 import numpy as np
 
-from d4rl_gymnasium import TASKS, DatasetError, DatasetFile, Task, data, find_dataset, get_normalized_score
-from d4rl_gymnasium.tasks import KNOWN_SHA256
+from d4rl_gymnasium import (
+    ALL_TASKS,
+    OGBENCH_TASKS,
+    TASKS,
+    DatasetError,
+    DatasetFile,
+    Task,
+    data,
+    find_dataset,
+    get_normalized_score,
+)
+from d4rl_gymnasium.tasks import KNOWN_SHA256, OGBenchTask
 
 DOWNLOADS_AT_ONCE = 4
 
 
 def list_tasks(args: argparse.Namespace) -> None:
-    print(f"{'task':<29}{'obs':>4}{'act':>5}{'steps':>7}  data on this machine")
-    for task in TASKS.values():
-        facts = f"{task.observation_dim:>4}{task.action_dim:>5}{task.max_episode_steps:>7}"
-        print(f"{task.env_id:<29}{facts}  {local_state(task)}")
-    print(f"{len(TASKS)} tasks; their data belongs into {data.cache_directory()}")
+    for name, tasks, benchmark in (("task", TASKS, Task), ("OGBench's task", OGBENCH_TASKS, OGBenchTask)):
+        width = 2 + max(map(len, tasks))
+        print(f"{name:<{width}}{'obs':>4}{'act':>5}{'steps':>7}  data on this machine")
+        for task in tasks.values():
+            facts = f"{task.observation_dim:>4}{task.action_dim:>5}{task.max_episode_steps:>7}"
+            print(f"{task.env_id:<{width}}{facts}  {local_state(task)}")
+        print(f"{len(tasks)} tasks; their data belongs into {data.cache_directory(benchmark)}")
 
 
 def local_state(task: Task) -> str:
-    for path, what in ((data.original_path(task), "D4RL's file"), (data.collected_path(task), "collected")):
+    original = f"{task.benchmark}'s file"
+    for path, what in ((data.original_path(task), original), (data.collected_path(task), "collected")):
         if os.path.exists(path):
             return f"{what}, {megabytes(path)}"
-    parts = sorted(data.cache_directory().glob(f"{task.file_name}.*.part"))
+    parts = sorted(data.original_path(task).parent.glob(f"{task.file_name}.*.part"))
     if parts:
         return f"part of a download, {megabytes(parts[0])}"
     if task.download_first:
@@ -42,7 +55,7 @@ def local_state(task: Task) -> str:
 
 def info(args: argparse.Namespace) -> None:
     env = shape_of(args.env_id)
-    task = TASKS.get(args.env_id)
+    task = ALL_TASKS.get(args.env_id)
     horizon = env.spec.max_episode_steps
     print(args.env_id)
     show("observations", env.observation_space.shape[0])
@@ -51,8 +64,11 @@ def info(args: argparse.Namespace) -> None:
     )
     show("horizon", f"{horizon} steps" if horizon else "none")
     if task:
-        show("reference returns", f"{task.ref_min_score:.2f} (score 0), {task.ref_max_score:.2f} (score 100)")
-        show("D4RL's dataset", task.dataset_url)
+        if args.env_id in TASKS:
+            show("reference returns", f"{task.ref_min_score:.2f} (score 0), {task.ref_max_score:.2f} (score 100)")
+        else:
+            show("score", f"success: the goal, {task.goal}, within {task.goal_radius} m")
+        show(f"{task.benchmark}'s dataset", task.dataset_url)
     dataset = find_dataset(env, args.dataset_path) if task is None or args.dataset_path else data.find_local(task)
     if dataset is None:
         show("local data", f"none: python -m d4rl_gymnasium fetch {args.env_id}")
@@ -64,11 +80,11 @@ def info(args: argparse.Namespace) -> None:
 
 def tasks_of(env_ids: list[str]) -> list[Task]:
     for env_id in env_ids:
-        if env_id not in TASKS:
-            near = difflib.get_close_matches(env_id, TASKS, n=1)
+        if env_id not in ALL_TASKS:
+            near = difflib.get_close_matches(env_id, ALL_TASKS, n=1)
             hint = f"Did you mean {near[0]}?" if near else "`python -m d4rl_gymnasium list` shows them."
             raise DatasetError(f"{env_id} is not one of D4RL's tasks. {hint}")
-    return [TASKS[env_id] for env_id in dict.fromkeys(env_ids)]
+    return [ALL_TASKS[env_id] for env_id in dict.fromkeys(env_ids)]
 
 
 def attempt(get: Callable[[Task], DatasetFile], task: Task) -> bool:
@@ -100,8 +116,9 @@ def collect(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    # A file under D4RL's name or ours says itself whose data it is.
-    names = {name: task.env_id for task in TASKS.values() for name in (task.file_name, f"{task.env_id}.hdf5")}
+    # A file under the benchmark's name or ours says itself whose data it is (of five tasks of OGBench, the first's).
+    tasks = reversed([*ALL_TASKS.values()])
+    names = {name: task.env_id for task in tasks for name in (task.file_name, f"{task.env_id}.hdf5")}
     name = Path(args.file).name
     env_id = args.env_id or names.get(name)
     if env_id:
@@ -122,12 +139,16 @@ def describe(dataset: DatasetFile, raw: dict[str, np.ndarray], horizon: int | No
     show("file", dataset.path)
     show("sha256", dataset.sha256)
     show("source", dataset.source)
-    if dataset.path.is_file():  # not so for minari:NAME
+    if dataset.path.is_file() and h5py.is_hdf5(dataset.path):  # not so for minari:NAME
         with h5py.File(dataset.path, "r") as file:
             for key in sorted(set(file.attrs) - {"source", "env_id"}):
                 show(f"  {key}", file.attrs[key])
     show("rows", f"{len(raw['rewards']):,}")
     show("dimensions", f"observations {raw['observations'].shape[1]}, actions {raw['actions'].shape[1]}")
+    if env_id in OGBENCH_TASKS:  # whose episodes go on after the task's goal
+        show("rows at the goal", f"{np.count_nonzero(raw['terminals']):,}")
+        show("episodes", f"{np.count_nonzero(raw['timeouts']):,}")
+        return
     show("terminals", f"{np.count_nonzero(raw['terminals']):,}")
     show("timeouts", f"{np.count_nonzero(raw['timeouts']):,}" if "timeouts" in raw else "not in the file")
     if "timeouts" not in raw and horizon is None:
@@ -157,12 +178,12 @@ def megabytes(path: Path) -> str:
 
 
 def shape_of(env_id: str):
-    """The environment; for D4RL's tasks only its spec and spaces, so that no physics is loaded to look at a file."""
-    if env_id in TASKS:
+    """The environment; for known tasks only its spec and spaces, so that no physics is loaded to look at a file."""
+    if env_id in ALL_TASKS:
         return SimpleNamespace(
             spec=gymnasium.spec(env_id),
-            observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (TASKS[env_id].observation_dim,)),
-            action_space=gymnasium.spaces.Box(-1.0, 1.0, (TASKS[env_id].action_dim,)),
+            observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (ALL_TASKS[env_id].observation_dim,)),
+            action_space=gymnasium.spaces.Box(-1.0, 1.0, (ALL_TASKS[env_id].action_dim,)),
         )
     try:
         env = gymnasium.make(env_id)
@@ -175,8 +196,9 @@ def shape_of(env_id: str):
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m d4rl_gymnasium",
-        description="D4RL's 39 tasks and the datasets that belong to them.",
-        epilog="Data lives in ~/.d4rl/datasets, D4RL's own cache, or in $D4RL_DATASET_DIR.",
+        description="D4RL's 39 tasks, ten of OGBench's, and the datasets that belong to them.",
+        epilog="Data lives in ~/.d4rl/datasets, D4RL's own cache, or in $D4RL_DATASET_DIR; OGBench's in "
+        "~/.ogbench/data or $OGBENCH_DATASET_DIR.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

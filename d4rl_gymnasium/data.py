@@ -1,10 +1,10 @@
-"""D4RL's datasets: find the file (or fetch, or collect it), check it, read it, turn it into transitions.
+"""D4RL's and OGBench's datasets: find the file (fetch or collect it), check it, read it, turn it into transitions.
 
     dataset = find_dataset(env)                   # which file, its sha256, where it comes from
     transitions = qlearning_dataset(env, dataset)  # float32 arrays, one row a transition
 
-Files live where D4RL keeps them, in `~/.d4rl/datasets` or $D4RL_DATASET_DIR, under D4RL's names. docs/data.md is the
-page for users.
+Files live where D4RL keeps them, in `~/.d4rl/datasets` or $D4RL_DATASET_DIR, under D4RL's names; OGBench's likewise in
+`~/.ogbench/data` or $OGBENCH_DATASET_DIR. docs/data.md is the page for users.
 """
 
 import datetime
@@ -17,6 +17,8 @@ import io
 import os
 import re
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,9 +32,10 @@ import numpy as np
 from tqdm import tqdm
 
 from d4rl_gymnasium.download import NETWORK_ERRORS, download
-from d4rl_gymnasium.tasks import TASKS, Task
+from d4rl_gymnasium.tasks import ALL_TASKS, OGBenchTask, Task
 
 RAW_KEYS = ("observations", "actions", "rewards", "terminals")
+OGBENCH_KEYS = ("observations", "actions", "terminals", "qpos")
 TRANSITION_KEYS = ("observations", "actions", "next_observations", "rewards", "terminals")
 FLAGS = ("terminals", "timeouts")
 COLLECTION_SEED = 0
@@ -137,17 +140,49 @@ def read_dataset(dataset: DatasetFile, env: gymnasium.Env) -> dict[str, np.ndarr
     (N,) if the file has them. Only a Minari dataset has `next_observations` (N, O) too: D4RL's rule does without them.
     Raises DatasetError when the file is damaged, or is not the data of such an environment.
     """
-    raw = load(dataset.path)
+    raw = load(dataset.path, ALL_TASKS.get(_env_id(env)))
     _check_fits(raw, env, str(dataset.path))
     if not dataset.source.startswith("D4RL"):  # D4RL's own files are taken as they are: its environments clip
         _check_bounds(raw, env, str(dataset.path))
     return raw
 
 
-def load(path: Path) -> dict[str, np.ndarray]:
-    """`read_dataset` for a path, without an environment to compare with."""
+def load(path: Path, task: Task | None = None) -> dict[str, np.ndarray]:
+    """`read_dataset` for a path, without an environment to compare with. Of OGBench's files `task` has the goal."""
     name = _minari_name(path)
+    if not name and _is_npz(path):
+        return _read_ogbench(path, task)
     return _checked(_read_minari(name) if name else _read_hdf5(path), str(path))
+
+
+def _is_npz(path: Path) -> bool:
+    """Whether the file begins as numpy's .npz, a zip archive, does."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == b"PK\x03\x04"
+    except OSError:
+        return False  # reading it as HDF5 says what is wrong
+
+
+def _read_ogbench(path: Path, task: Task | None) -> dict[str, np.ndarray]:
+    """An .npz file of OGBench in D4RL's raw layout, with the rewards and terminals of a task.
+
+    The file marks the last row of each episode, which has no successor: these are `timeouts`. What `relabel_dataset`
+    of OGBench calls success is where the ant stands, before the step: reward 0 and terminal there, else -1.
+    """
+    if not isinstance(task, OGBenchTask):
+        raise DatasetError(f"{path} is a file of OGBench, which has no rewards: only OGBench's tasks can use it.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = ", ".join(key for key in OGBENCH_KEYS if key not in file)
+            if missing:
+                raise DatasetError(f"{path} has no {missing}: OGBench's files hold {', '.join(OGBENCH_KEYS)}.")
+            raw = {key: file[key] for key in OGBENCH_KEYS}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise DatasetError(f"{path} is damaged or was cut short: delete it and fetch it again.") from error
+    position, raw["timeouts"] = raw.pop("qpos")[:, :2], raw["terminals"]
+    success = np.linalg.norm(position - np.array(task.goal), axis=-1) <= task.goal_radius
+    return _checked(raw | {"rewards": success - 1.0, "terminals": success}, str(path))
 
 
 def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
@@ -290,23 +325,24 @@ def _env_id(env: gymnasium.Env) -> str:
 def find_dataset(
     env: gymnasium.Env, dataset_path: str | os.PathLike | None = None, stand_in: bool = False
 ) -> DatasetFile:
-    """The dataset for an environment: `dataset_path` (a file, or `minari:NAME`), or else D4RL's for this task.
+    """The dataset for an environment: `dataset_path` (a file, or `minari:NAME`), or else the benchmark's for this task.
 
-    Without a path: D4RL's file in the cache directory; for maze2d else the data that this package collected, or
-    collects now; for the other tasks else a download. `stand_in`: for the MuJoCo tasks a stand-in that was collected
+    Without a path: the benchmark's file in its cache directory; for maze2d else the data that this package collected,
+    or collects now; for the other tasks else a download. `stand_in`: for the MuJoCo tasks a stand-in that was collected
     goes before the download, and one is collected where the download fails. A file whose bytes no longer have their
     recorded sha256 is refused. Raises DatasetError.
     """
     check_spaces(env)
-    task = TASKS.get(_env_id(env))
+    task = ALL_TASKS.get(_env_id(env))
     if dataset_path is None:
         if task is None:
             raise DatasetError(f"{_env_id(env)} is not one of D4RL's tasks: give its data with --dataset-path FILE.")
         return fetch(task, original=task.download_first and not stand_in)
     dataset = given(dataset_path)
     name = dataset.path.name
-    owner = next((other for other in TASKS.values() if name in (other.file_name, f"{other.env_id}.hdf5")), None)
-    if owner and task and (owner.entry_point, owner.kwargs) != (task.entry_point, task.kwargs):
+    owner = next((other for other in ALL_TASKS.values() if name in (other.file_name, f"{other.env_id}.hdf5")), None)
+    own = task and name == task.file_name  # which five tasks of OGBench share
+    if owner and task and not own and (owner.entry_point, owner.kwargs) != (task.entry_point, task.kwargs):
         # Walker2d's rows have the dimensions of HalfCheetah's: shapes alone would not tell.
         raise DatasetError(f"{dataset.path} is data for {owner.env_id}, another environment than {task.env_id}.")
     return dataset
@@ -365,9 +401,9 @@ def _get(
                 how(task, target)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = "the disk is full: make room, or set D4RL_DATASET_DIR to a folder on another disk"
+            advice = f"the disk is full: make room, or set {task.cache_variable} to a folder on another disk"
         else:
-            advice = f"{error.strerror or error}: set D4RL_DATASET_DIR to a folder that you can write to"
+            advice = f"{error.strerror or error}: set {task.cache_variable} to a folder that you can write to"
         raise DatasetError(f"{target} could not be written, {advice}.") from error
     return find()
 
@@ -391,7 +427,7 @@ def find_local(task: Task, original: bool = False) -> DatasetFile | None:
         sha256, source = identify(path)
         if not source and task.dataset_sha256 not in (None, sha256):
             raise DatasetError(f"{path} is not the file that D4RL released (another sha256): delete it to get it anew.")
-        return DatasetFile(path, sha256, source or "D4RL (found in its cache directory)")
+        return DatasetFile(path, sha256, source or f"{task.benchmark} (found in its cache directory)")
     return None if original else find_collected(task)
 
 
@@ -404,15 +440,17 @@ def find_collected(task: Task) -> DatasetFile | None:
 def identify(path: Path) -> tuple[str, str]:
     """A file's sha256 and what it, or the record beside it, says of its source ("" if nothing).
 
-    Raises DatasetError if it is missing, is no HDF5 file, or has changed since it was recorded.
+    Raises DatasetError if it is missing, is neither HDF5 nor .npz, or has changed since it was recorded.
     """
     if not os.path.isfile(path):
         what = "a folder: give a file" if os.path.isdir(path) else "not there: check the path"
         raise DatasetError(f"{path} is {what}.")
-    with _open_hdf5(path) as file:
-        source = file.attrs.get("source", "")
-        source = source.decode(errors="replace") if isinstance(source, bytes) else str(source)
-        sha256 = _sha256(path)
+    source = ""
+    if not _is_npz(path):
+        with _open_hdf5(path) as file:
+            source = file.attrs.get("source", "")
+            source = source.decode(errors="replace") if isinstance(source, bytes) else str(source)
+    sha256 = _sha256(path)
     source = " ".join(source.split())  # one line
     record = _record_path(path)
     if record.exists():
@@ -426,13 +464,13 @@ def identify(path: Path) -> tuple[str, str]:
     return sha256, source
 
 
-def cache_directory() -> Path:
-    """D4RL's: $D4RL_DATASET_DIR, or ~/.d4rl/datasets."""
-    return Path(os.path.expanduser(os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets"))
+def cache_directory(benchmark: type[Task] = Task) -> Path:
+    """D4RL's: $D4RL_DATASET_DIR, or ~/.d4rl/datasets; with OGBenchTask OGBench's."""
+    return Path(os.path.expanduser(os.environ.get(benchmark.cache_variable) or benchmark.cache))
 
 
 def original_path(task: Task) -> Path:
-    return cache_directory() / task.file_name
+    return cache_directory(type(task)) / task.file_name
 
 
 def collected_path(task: Task) -> Path:
@@ -469,7 +507,7 @@ def _locked(target: Path) -> Iterator[None]:
 
 
 def _download(task: Task, target: Path) -> None:
-    """D4RL's file into `target`, from its host or the mirror. Raises DatasetError, or OSError of the disk."""
+    """The benchmark's file into `target`, from its host or the mirror. Raises DatasetError, or OSError of the disk."""
     reasons = []
     for url in (task.dataset_url, task.mirror_url):
         host = urlsplit(url).netloc
@@ -490,7 +528,7 @@ def _download(task: Task, target: Path) -> None:
                 part.unlink(missing_ok=True)  # leaves a full disk no fuller than it was
                 raise
             else:
-                _store(part, target, sha256, f"D4RL (downloaded from {url})")
+                _store(part, target, sha256, f"{task.benchmark} (downloaded from {url})")
                 for other in target.parent.glob(f"{target.name}.*.part"):
                     other.unlink()  # begun at the other host
                 return
@@ -504,7 +542,7 @@ def _download(task: Task, target: Path) -> None:
 def _verified_sha256(part: Path, task: Task) -> str:
     """Raises DatasetError if what was downloaded is not the task's dataset."""
     sha256 = _sha256(part)
-    raw = load(part)
+    raw = load(part, task)
     dimensions = (raw["observations"].shape[1], raw["actions"].shape[1])
     if task.dataset_sha256 not in (None, sha256) or dimensions != (task.observation_dim, task.action_dim):
         raise DatasetError(f"{part} is not the data of {task.env_id}.")

@@ -1,21 +1,30 @@
-"""D4RL's tasks: the only place where an id, a URL, a horizon or a reference score stands.
+"""D4RL's and OGBench's tasks: the only place where an id, a URL, a horizon, a goal or a reference score stands.
 
-Sources: D4RL 1.1 (`d4rl/infos.py` and the registrations beside it; Fu et al. 2020, arXiv:2004.07219).
+Sources: D4RL 1.1 (`d4rl/infos.py` and the registrations beside it; Fu et al. 2020, arXiv:2004.07219), OGBench 1.2.2
+(`ogbench/locomaze`; Park et al. 2024, arXiv:2410.20092).
 """
 
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 HOST = "http://rail.eecs.berkeley.edu/datasets/offline_rl"  # D4RL's own; has been down for days at a time
 MIRROR = "https://huggingface.co/datasets/imone/D4RL/resolve/main"  # the same file names, all in its root
+OGBENCH_HOST = "https://rail.eecs.berkeley.edu/datasets/ogbench"
+# Named by OGBench's author when that host was down (seohongpark/ogbench#49)
+OGBENCH_MIRROR = "https://huggingface.co/datasets/zhouzypaul/ogbench_datasets/resolve/main"
 
 
 @dataclass(frozen=True)
 class Task:
     """One of D4RL's tasks: an environment and the dataset that belongs to it."""
+
+    benchmark: ClassVar[str] = "D4RL"
+    cache: ClassVar[str] = "~/.d4rl/datasets"  # where the benchmark's own package keeps its datasets ...
+    cache_variable: ClassVar[str] = "D4RL_DATASET_DIR"  # ... unless this environment variable names a folder
 
     env_id: str
     observation_dim: int
@@ -23,7 +32,7 @@ class Task:
     max_episode_steps: int
     ref_min_score: float  # the return of a random policy: normalized score 0
     ref_max_score: float  # the return of an expert: normalized score 1
-    dataset: str  # path of the dataset below HOST
+    dataset: str  # path of the dataset below the host
     entry_point: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     # For tasks whose data this package can collect itself, by `collect(**collect_kwargs, rows, seed, progress)` of the
@@ -55,6 +64,34 @@ class Task:
     def dataset_sha256(self) -> str | None:
         """The sha256 of D4RL's released file, where it is known."""
         return KNOWN_SHA256.get(self.file_name)
+
+    def score(self, episode_return: np.ndarray) -> np.ndarray:
+        """The score of undiscounted returns, as a fraction."""
+        return (episode_return - self.ref_min_score) / (self.ref_max_score - self.ref_min_score)
+
+
+@dataclass(frozen=True)
+class OGBenchTask(Task):
+    """One of OGBench's single tasks: five of them, with other goals, share a maze and its dataset."""
+
+    benchmark: ClassVar[str] = "OGBench"
+    cache: ClassVar[str] = "~/.ogbench/data"
+    cache_variable: ClassVar[str] = "OGBENCH_DATASET_DIR"
+    goal_radius: ClassVar[float] = 0.5  # m
+
+    goal: tuple[float, float] = (0.0, 0.0)  # m; the ant succeeds within goal_radius of it
+
+    @property
+    def dataset_url(self) -> str:
+        return f"{OGBENCH_HOST}/{self.dataset}"
+
+    @property
+    def mirror_url(self) -> str:
+        return f"{OGBENCH_MIRROR}/{self.file_name}"
+
+    def score(self, episode_return: np.ndarray) -> np.ndarray:
+        """1 for success: every step costs 1 but the one that ends the episode at the goal."""
+        return (episode_return > -self.max_episode_steps).astype(float)
 
 
 KNOWN_SHA256 = {
@@ -158,13 +195,37 @@ TASKS: dict[str, Task] = {
 }
 
 
+def _ogbench() -> Iterator[OGBenchTask]:
+    for maze, goals in (  # the goals' cells, row and column, of tasks 1 to 5; cells are 4 m wide, cell (1, 1) is at 0
+        ("large", ((7, 10), (7, 1), (1, 10), (5, 4), (5, 4))),
+        ("giant", ((10, 14), (10, 1), (1, 1), (5, 12), (3, 8))),
+    ):
+        for number, (row, column) in enumerate(goals, 1):
+            yield OGBenchTask(
+                f"antmaze-{maze}-navigate-singletask-task{number}-v0",
+                29,
+                8,
+                1000,
+                0.0,
+                1.0,
+                f"antmaze-{maze}-navigate-v0.npz",
+                "d4rl_gymnasium.ogbench:make",
+                {"env_id": f"antmaze-{maze}-singletask-task{number}-v0"},
+                goal=(4.0 * column - 4.0, 4.0 * row - 4.0),
+            )
+
+
+OGBENCH_TASKS: dict[str, OGBenchTask] = {task.env_id: task for task in _ogbench()}
+ALL_TASKS: Mapping[str, Task] = ChainMap(OGBENCH_TASKS, TASKS)  # a view; it lists D4RL's first
+
+
 def get_normalized_score(env_id: str, episode_return: float | np.ndarray) -> float | np.ndarray:
-    """D4RL's normalized score as a fraction: 0 is the random policy, 1 the expert (papers print 100 times this).
+    """The score of an episode as a fraction (papers print 100 times this): D4RL's, where 0 is the random policy and 1
+    the expert; on OGBench's tasks success, 1 or 0, whose mean over episodes is the success rate.
 
     `episode_return` is one undiscounted return or an array of them; the answer has its shape.
-    Raises ValueError for an id that D4RL has no reference scores for.
+    Raises ValueError for an id that has no reference scores.
     """
-    if env_id not in TASKS:
-        raise ValueError(f"{env_id} has no reference scores: it is not one of D4RL's tasks")
-    task = TASKS[env_id]
-    return (np.asarray(episode_return) - task.ref_min_score) / (task.ref_max_score - task.ref_min_score)
+    if env_id not in ALL_TASKS:
+        raise ValueError(f"{env_id} has no reference scores: it is not one of D4RL's tasks, nor of OGBench's ten")
+    return ALL_TASKS[env_id].score(np.asarray(episode_return))

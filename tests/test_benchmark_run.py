@@ -139,7 +139,7 @@ def write_run(
 def test_sets_of_tasks():
     assert {name: len(tasks) for name, tasks in TASK_SETS.items()} == {
         "paper": 39, "d4rl": 39, "locomotion": 18, "locomotion-9": 9, "table3": 9, "maze2d": 3, "antmaze": 6,
-        "adroit": 12,
+        "adroit": 12, "ogbench": 10, "ogbench-large": 5, "ogbench-giant": 5,
     }  # fmt: skip
     domains = ("locomotion", "maze2d", "antmaze", "adroit")
     assert [task for name in domains for task in TASK_SETS[name]] == TASK_SETS["paper"]
@@ -158,7 +158,7 @@ def test_suites(suite, tmp_path, capsys):
         return
     jobs, missing = run.make_plan(Args(suite=suite, runs_dir=tmp_path, seeds="0-3"))
     assert len(jobs) == 4 * len(there) * sum(len(TASK_SETS.get(name, [name])) for name in sets)
-    assert len(missing) + len(there) == len(variants)
+    assert sorted(missing) == sorted({script for script, _ in variants} - {script for script, _ in there})
     assert {"table2": {"new": 312, "waits": 312}}.get(suite, {"new": len(jobs)}) == states(jobs)
     run.main(Args(suite=suite, runs_dir=tmp_path / "runs", dry_run=True, steps_per_second=100.0, jobs=2))
     printed = capsys.readouterr().out
@@ -167,6 +167,49 @@ def test_suites(suite, tmp_path, capsys):
     steps = sum(job.total for job in jobs)
     assert f"{steps / 360_000:.1f} hours one after another, {steps / 720_000:.1f} with 2 at a time" in printed
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_paper_is_its_tables_once_each(tmp_path, capsys):
+    """Tables 1, 3 and 4; IQL on Table 3's nine tasks is in Table 1, too."""
+    count = lambda suite: len(plan(tmp_path, suite=suite))  # noqa: E731
+    there = (ROOT / "baselines" / "iql.py").is_file()
+    assert count("table4") == count("table4-large") + count("table4-giant")
+    assert count("paper") == count("table1") + count("table3") + count("table4") - 4 * 9 * there
+    some = plan(tmp_path, suite="paper", tasks=("hopper-medium-v2", "ogbench-giant"), seeds="0")
+    assert {job.command[3] for job in some} == {"hopper-medium-v2", *TASK_SETS["ogbench-giant"]}
+    giant = [shlex.join(job.command) for job in some if "rebrac" in job.script and "giant" in job.label]
+    assert all("--discount 0.995" in line for line in giant)
+    with pytest.raises(SystemExit, match="has none of these tasks"):
+        plan(tmp_path, suite="table4", tasks=("maze2d",))
+    run.main(Args(suite="paper", runs_dir=tmp_path / "runs", dry_run=True))
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"^new +\S*python", printed, re.M)) == count("paper") and "hours" in printed
+
+
+def speed_record(path: Path, device: str, **ms: float) -> None:
+    rows = [{"variant": f"{script}, 1 x 256, width 256", "ms_per_step": value} for script, value in ms.items()]
+    path.write_text(json.dumps({"args": {"device": device}, "rows": rows}))
+
+
+def test_estimate_from_recorded_speeds(tmp_path, capsys, monkeypatch):
+    """A GPU's speeds are taken where there are any; what was not measured is named, not guessed."""
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    folder = tmp_path / "docs" / "results"
+    folder.mkdir(parents=True)
+    jobs = [run.Job("new", "", [], tmp_path, [0, 1], 0, 1_800_000, "aspc_td3bc"),
+            run.Job("resume", "", [], tmp_path, [0], 900_000, 1_000_000, "baselines/td3bc")]  # fmt: skip
+    speed_record(folder / "speed-a.json", "cpu", **{"aspc_td3bc eager": 10.0, "aspc_td3bc compiled": 5.0})
+    speed_record(folder / "speed-b.json", "cpu", **{"aspc_td3bc eager": 20.0, "aspc_td3bc plain": 1.0})
+    run.print_estimate(Args(), jobs)
+    printed = capsys.readouterr().out
+    assert "about 10 CPU core hours" in printed and "no GPU was measured" in printed  # 2 x 1.8 million x 10 ms
+    assert "no speed is recorded: baselines/td3bc" in printed
+    run.print_estimate(Args(set=("compile=true",)), jobs)
+    assert "about 5 CPU core hours" in capsys.readouterr().out
+    speed_record(folder / "speed-gpu.json", "cuda", **{"aspc_td3bc graph": 1.0, "baselines/td3bc graph": 36.0})
+    run.print_estimate(Args(), jobs)
+    printed = capsys.readouterr().out
+    assert "about 2 GPU hours" in printed and "measured" not in printed and "not counted" not in printed
 
 
 @pytest.mark.parametrize("script", ["aspc_td3bc", "baselines/td3bc"])

@@ -899,7 +899,7 @@ def test_list(command, cache, host):
     code, output, _ = command("list")
     assert code == 0
     lines = {line.split()[0]: line for line in output.splitlines()}
-    assert len(lines) == 41 and set(d4rl.TASKS) < set(lines)  # with the heading and the summary
+    assert len(lines) == 41 + 12 and set(d4rl.ALL_TASKS) < set(lines)  # both tables with a heading and a summary
     assert "D4RL's file" in lines["hopper-medium-v2"]
     assert "collected, 0.0 MB" in lines["maze2d-umaze-v1"]
     assert "part of a download, 3.0 MB" in lines["pen-human-v1"]

@@ -9,7 +9,7 @@ import pytest
 
 from benchmark import aggregate, comparisons, report, results
 from benchmark.results import AVERAGES, DOMAINS, published, read_published
-from d4rl_gymnasium.tasks import TASKS
+from d4rl_gymnasium.tasks import ALL_TASKS, OGBENCH_TASKS, TASKS
 
 D4RL = "D4RL (found in its cache directory)"
 
@@ -40,7 +40,7 @@ def make_run(folder: Path, task: str, script="aspc_td3bc", seed: int = 0, score:
         "dataset": {"path": "/data/x.hdf5", "sha256": "ab" * 32, "source": source},
     }
     (path / "config.json").write_text(json.dumps(config))
-    normalized = score if task in TASKS else None
+    normalized = score if task in ALL_TASKS else None
     rows = [
         {"step": step, "seconds": step / 100, "charts/episodic_return": value, "charts/normalized_score": value,
          "aspc/alpha": alpha}
@@ -53,7 +53,7 @@ def make_run(folder: Path, task: str, script="aspc_td3bc", seed: int = 0, score:
         writer.writeheader()
         writer.writerows(rows)
     if finished:
-        result = {"last": rows[1], "best": rows[0], "final_score": score - 1 if task in TASKS else None}
+        result = {"last": rows[1], "best": rows[0], "final_score": score - 1 if task in ALL_TASKS else None}
         (path / "result.json").write_text(json.dumps(result))
     return path
 
@@ -280,6 +280,34 @@ def test_tuned_runs_are_one_algorithm(tmp_path):
     assert "rebrac --tuned" in text
     columns = list(read_table(tmp_path / "out" / "table1.csv")["hopper-medium-v2"])
     assert columns[1:4] == ["rebrac --tuned", "paper, ReBRAC", "difference"]
+
+
+def test_ogbench_is_a_table_of_its_own(tmp_path):
+    """Success rates, what ASPC gains over FQL of the same length, and no part in D4RL's tables."""
+    first, second, *_ = OGBENCH_TASKS
+    for seed, (fql, aspc) in enumerate(((40.0, 60.0), (60.0, 62.0))):
+        make_run(tmp_path, first, "fql", seed, fql, eval_episodes=50)
+        make_run(tmp_path, first, "aspc_fql", seed, aspc, eval_episodes=50)
+    make_run(tmp_path, second, "fql", 0, 0.0, eval_episodes=50)
+    make_run(tmp_path, second, "aspc_fql", 0, 8.0, eval_episodes=50)
+    make_run(tmp_path, first, "aspc_fql", 0, 90.0, eval_episodes=50, total_steps=7)  # another length, without FQL's
+    build(tmp_path, out=tmp_path / "out")
+    rows = read_table(tmp_path / "out" / "table4.csv")
+    fql, aspc = "fql --eval-episodes 50", "aspc_fql --eval-episodes 50"
+    short = "aspc_fql --total-steps 7 --eval-episodes 50"
+    assert list(rows) == [*OGBENCH_TASKS, "average"]
+    assert (rows[first][fql], rows[first][aspc]) == ("50.0 ± 14.1 (2)", "61.0 ± 1.4 (2)")
+    assert [rows[name]["gain over FQL"] for name in (first, second)] == ["+22.0%", "–"]
+    assert rows[first]["paper's gain, sign lost"] == "5.0%" and rows["average"]["paper's gain, sign lost"] == "13.5%"
+    assert rows["average"][aspc] == "34.5 (2 of 10 tasks)" and rows[first][short] == "90.0 (1)"
+    assert list(rows[first]).count("gain over FQL") == 1
+    assert not (tmp_path / "out" / "table1.csv").exists() and not (tmp_path / "out" / "others.csv").exists()
+
+
+def test_a_file_of_ogbench_is_no_stand_in():
+    task, source = next(iter(OGBENCH_TASKS)), "OGBench (found in its cache directory)"
+    stand_in = lambda source: results.is_stand_in(task, {"source": source, "sha256": ""})  # noqa: E731
+    assert not stand_in(source) and not stand_in(f"given: x.npz ({source})") and stand_in("given: x.npz")
 
 
 def test_seeds_of_one_process_share_their_hours(tmp_path):

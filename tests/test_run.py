@@ -29,7 +29,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import d4rl_gymnasium as d4rl
 
-SCRIPTS = [room + name for name in ("td3bc", "iql", "cql", "diffusionql") for room in ("aspc_", "baselines/")]
+SCRIPTS = [room + name for name in ("td3bc", "iql", "cql", "diffusionql", "fql") for room in ("aspc_", "baselines/")]
 SCRIPTS += ["baselines/wpc", "baselines/a2pr", "baselines/rebrac"]
 TAG = r"(?:charts|losses|aspc|td3bc|cql)/[A-Za-z_]+"
 RUN = {  # a run of two seeds: evaluations at 60, 120, 180 and 200, checkpoints at 100 and 200
@@ -554,6 +554,8 @@ BAD_INPUT_A2PR = {
     "keep away from good actions": ("--mask -1", "--mask"),
     "no horizon": ("--discount 1", "--discount between 0 and 1"),
 }
+BAD_INPUT_FQL = {"no horizon": ("--discount 1", "--discount must lie between 0 and 1")}
+BAD_INPUT_FQL_ALONE = {"keep away from the teacher": ("--alpha -1", "--alpha must be at least 0")}
 NOT_TUNED = {"no settings for the task": ("--env-id Pendulum-v1 --tuned", "no settings for Pendulum-v1")}
 
 
@@ -577,7 +579,10 @@ NOT_TUNED = {"no settings for the task": ("--env-id Pendulum-v1 --tuned", "no se
             (BAD_INPUT_DIFFUSIONQL_ALONE, ["baselines/diffusionql"]),
             (BAD_INPUT_REBRAC, ["baselines/rebrac"]),
             (BAD_INPUT_A2PR, ["baselines/a2pr"]),
-            (NOT_TUNED, [f"baselines/{name}" for name in ("iql", "cql", "diffusionql", "rebrac", "a2pr")]),
+            (BAD_INPUT_FQL, ["aspc_fql", "baselines/fql"]),
+            (BAD_INPUT_FQL_ALONE, ["baselines/fql"]),
+            (NOT_TUNED, [f"baselines/{name}" for name in ("iql", "cql", "diffusionql", "rebrac", "a2pr", "fql")]),
+            (NOT_TUNED, ["aspc_fql"]),
         )
         for script in scripts
         for name, case in cases.items()

@@ -72,7 +72,7 @@ LOG_INTERVAL = 1000  # gradient steps between two reads of the metrics
 @dataclass
 class Args:
     env_id: str = "halfcheetah-medium-v2"
-    """the task: a D4RL id (`python -m d4rl_gymnasium list` shows them), or any gymnasium id with --dataset-path"""
+    """the task: an id of D4RL or OGBench (`python -m d4rl_gymnasium list`), or any gymnasium id with --dataset-path"""
     seed: int = 0
     """the first seed: it fixes initial weights, batches, noise and evaluation episodes"""
     num_seeds: int = 1
@@ -485,8 +485,10 @@ def evaluate(act, env_id: str, seeds: list[int], episodes: int, progress: bool =
 
 
 def normalized_score(env_id: str, returns: np.ndarray) -> float | None:
-    """D4RL's score of a mean return: 0 a random policy's, 100 an expert's; None for a task without reference scores."""
-    return 100 * float(d4rl.get_normalized_score(env_id, returns.mean())) if env_id in d4rl.TASKS else None
+    """The mean episode's score in percent: D4RL's, 0 a random policy's and 100 an expert's; OGBench's, the rate of
+    success; None for a task without reference scores.
+    """
+    return 100 * float(d4rl.get_normalized_score(env_id, returns).mean()) if env_id in d4rl.ALL_TASKS else None
 
 
 def summary(env_id: str, returns: np.ndarray) -> str:

@@ -1,0 +1,417 @@
+"""FQL and ASPC on it: every update against an independent restatement (one seed, no vmap, no torch.func, no torchopt),
+flow matching and Euler's method against a flow with a known solution, ASPC's hypergradient by central differences."""
+
+import functools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import A, N, S, load_script, make_agent, random_data
+from test_hypergradient import central_difference, relative
+from test_run import command, flags, write_dataset
+from test_update import PlainAdam
+from torch import nn
+from torch.func import vmap
+from torch.nn import functional as F
+
+import d4rl_gymnasium as d4rl
+
+ASPC, BASELINE = "aspc_fql", "baselines/fql"
+
+both = pytest.mark.parametrize("script", [ASPC, BASELINE])
+
+
+# --- The update -------------------------------------------------------------------------------------------------------
+
+
+class Restatement:
+    """FQL on lists of tensors: (weight, bias) of each layer, in critics LayerNorm's two after each but the last.
+
+    The official code's joint step: one gradient of the sum of all losses, all taken at the parameters before the step.
+    """
+
+    def __init__(self, agent, low, high):
+        pick = lambda params, *index: [p[index].clone() for p in params.values()]  # noqa: E731
+        self.args, self.adaptive = agent.args, hasattr(agent.args, "alpha_init")
+        self.half, self.middle = (high - low) / 2, (high + low) / 2
+        self.student, self.teacher = pick(agent.actor, 0), pick(agent.teacher, 0)
+        self.q = [pick(agent.critics, 0, j) for j in range(2)]
+        self.target_q = [pick(agent.target_critics, 0, j) for j in range(2)]
+        self.adam_student = PlainAdam(self.student)
+        self.adam = PlainAdam(self.teacher + self.q[0] + self.q[1])
+        self.step = 0
+        if self.adaptive:
+            self.rho = torch.tensor(math.log(math.exp(self.args.alpha_init) - 1), requires_grad=True)
+            self.rho_adam = torch.optim.Adam([self.rho], lr=2e-3)
+            decay = 0.01 ** (1 / (self.args.total_steps // 10))
+            self.rho_schedule = torch.optim.lr_scheduler.ExponentialLR(self.rho_adam, decay)
+            self.ema = torch.tensor(0.0)
+
+    @staticmethod
+    def gelu(x):
+        return x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    def layers(self, p, x, norm=False):
+        width = 4 if norm else 2
+        assert len(p) == 4 * width + 2 and all(p[i].shape[0] == 512 for i in range(0, 4 * width, width))
+        for i in range(0, 4 * width, width):
+            x = self.gelu(x @ p[i].T + p[i + 1])
+            if norm:
+                centred = x - x.mean(1, keepdim=True)
+                x = centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt() * p[i + 2] + p[i + 3]
+        return x @ p[-2].T + p[-1]
+
+    def velocity(self, p, s, x, t):
+        return self.layers(p, torch.cat([s, x, t], 1))
+
+    def value(self, p, s, x):
+        """x: an action scaled to [−1, 1]."""
+        return self.layers(p, torch.cat([s, self.middle + self.half * x], 1), norm=True)[:, 0]
+
+    def mu(self, p, s, z):
+        return self.layers(p, torch.cat([s, z], 1))
+
+    def policy_terms(self, p, s, z, imitated):
+        x = self.mu(p, s, z)
+        q = sum(self.value(q, s, x.clamp(-1, 1)) for q in self.q) / 2
+        return q.mean(), q.abs().mean().detach(), F.mse_loss(x, imitated)
+
+    def train(self, s, a, next_s, r, d, z, next_z, x0, t):
+        last = self.adaptive and (self.step + 1) % 10 == 0
+        teacher, q1, q2, student = (
+            [x.requires_grad_() for x in p] for p in (self.teacher, *self.q, self.student)
+        )
+        with torch.no_grad():
+            next_x = self.mu(student, next_s, next_z).clamp(-1, 1)
+            next_q = torch.stack([self.value(p, next_s, next_x) for p in self.target_q])
+            next_q = next_q.min(0).values if self.args.q_agg == "min" else next_q.mean(0)
+            y = r + self.args.discount * (1 - d) * next_q
+            imitated = z
+            for i in range(10):
+                imitated = imitated + 0.1 * self.velocity(teacher, s, imitated, torch.full((len(s), 1), i / 10))
+            imitated = imitated.clamp(-1, 1)
+        x1 = (a - self.middle) / self.half
+        critic = (F.mse_loss(self.value(q1, s, x1), y) + F.mse_loss(self.value(q2, s, x1), y)) / 2
+        flow = F.mse_loss(self.velocity(teacher, s, (1 - t) * x0 + t * x1, t), x1 - x0)
+        others = teacher + q1 + q2
+        gradients = torch.autograd.grad(critic + flow, others)
+
+        q, scale, distillation = self.policy_terms(student, s, z, imitated)
+        if self.adaptive:
+            loss = -F.softplus(self.rho) * q / scale + distillation
+        else:
+            loss = self.args.alpha * distillation - (q / scale if self.args.normalize_q_loss else q)
+        student_gradients = torch.autograd.grad(loss, student, create_graph=last)
+        new_student = self.adam_student.propose(student, student_gradients, 3e-4)
+        if last:
+            q, scale, distillation = self.policy_terms(new_student, s, z, imitated)
+            ema = 0.005 * q + 0.995 * self.ema
+            self.rho_adam.zero_grad()
+            alpha = F.softplus(self.rho).detach()
+            (-alpha * q / scale + distillation + (ema - self.ema) ** 2).backward()
+            self.rho_adam.step()
+            self.rho_schedule.step()
+            self.ema = ema.detach()
+
+        for j in range(2):  # the critics before their step, as the official code has it
+            pairs = zip(self.target_q[j], self.q[j], strict=True)
+            self.target_q[j] = [0.995 * t + 0.005 * x.detach() for t, x in pairs]
+        new = [x.detach() for x in self.adam.propose(others, gradients, 3e-4)]
+        k, m = len(teacher), len(q1)
+        self.teacher, self.q = new[:k], [new[k : k + m], new[k + m :]]
+        self.student = [x.detach() for x in new_student]
+        self.step += 1
+
+
+@pytest.mark.parametrize("case", ["official", "other settings and bounds"])
+@both
+def test_equals_an_independent_restatement(float64, script, case):
+    """40 gradient steps (of other settings 20): all parameters and targets, α and the average of Q."""
+    module, official = load_script(script), case == "official"
+    arguments = {} if official else {"discount": 0.9, "q_agg": "min"}
+    if not official and script == BASELINE:
+        arguments |= {"alpha": 0.5, "normalize_q_loss": True}
+    low, high = (-np.ones(A), np.ones(A)) if official else (np.array([-2.0, -1.0, 0.0]), np.array([2.0, 1.0, 4.0]))
+    data = random_data()
+    data["actions"] = low + (high - low) * (data["actions"] + 1) / 2
+    agent = module.Agent(module.Args(batch_size=8, total_steps=1000, **arguments), data, low, high, "cpu")
+    plain = Restatement(agent, torch.as_tensor(low), torch.as_tensor(high))
+    for _ in range(4 if official else 2):
+        agent.advance()  # leaves its batch indices and noise behind
+        for step in range(10):
+            s, a, next_s, r, d = agent.rows[agent.indices[0, step]].split(agent.widths, 1)
+            plain.train(s, a, next_s, r[:, 0], d[:, 0], *(x[0, step] for x in agent.noise))
+    pairs = {
+        "student": (agent.actor, plain.student, (0,)),
+        "teacher": (agent.teacher, plain.teacher, (0,)),
+        "critic 1": (agent.critics, plain.q[0], (0, 0)),
+        "critic 2": (agent.critics, plain.q[1], (0, 1)),
+        "target critic 1": (agent.target_critics, plain.target_q[0], (0, 0)),
+        "target critic 2": (agent.target_critics, plain.target_q[1], (0, 1)),
+    }
+    errors = {
+        name: max((p[index] - q).abs().max().item() for p, q in zip(ours.values(), theirs, strict=True))
+        for name, (ours, theirs, index) in pairs.items()
+    }
+    if script == ASPC:
+        errors |= {"rho": abs(agent.rho.item() - plain.rho.item()), "ema": abs(agent.ema.item() - plain.ema.item())}
+        assert abs(agent.rho.item() - math.log(math.exp(2.5) - 1)) > 1e-4  # α did move
+    print(errors)
+    assert max(errors.values()) < 1e-8, errors
+
+
+@both
+def test_initial_weights(script):
+    """Flax's variance_scaling(1, "fan_avg", "uniform"): U(−b, b), b = √(6 / (in + out)); biases 0."""
+    agent = make_agent(script)
+    for params in (agent.actor, agent.teacher, {name: p[:, 0] for name, p in agent.critics.items()}):
+        matrices = [p[0] for p in params.values() if p.ndim == 3]
+        assert len(matrices) == 5
+        for w in matrices:
+            bound = math.sqrt(6 / sum(w.shape))
+            assert w.abs().max() <= bound
+            if w.numel() > 10_000:
+                assert w.abs().max() > 0.99 * bound
+                assert w.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+        for name, p in params.items():
+            if name.endswith("bias"):
+                assert (p == 0).all(), name
+
+
+@both
+def test_actions_of_the_data_stay_off_the_bounds(script):
+    """By 1e-5 of half the range, as in the official code; what lies inside is not touched."""
+    module, data = load_script(script), random_data()
+    data["actions"][:2] = [[-1.0, 1.0, 0.25], [1.0, -1.0, -0.5]]
+    before = data["actions"].copy()
+    low, high = np.array([-1, -1, -1], np.float32), np.array([1, 1, 1], np.float32)
+    agent = module.Agent(module.Args(batch_size=4), data, low, high, "cpu")
+    stored = agent.rows.split(agent.widths, 1)[1]
+    assert stored.abs().max().item() == pytest.approx(1 - 1e-5, abs=1e-7)
+    assert torch.equal(stored[2:], torch.as_tensor(before[2:])) and stored[:2, 2].tolist() == [0.25, -0.5]
+    assert (data["actions"] == before).all()  # the caller's array
+
+
+# --- The flow ---------------------------------------------------------------------------------------------------------
+
+# From N(0, 1) to N(m, σ²) along straight paths with independent ends, x_t is Gaussian with mean t m and variance
+# (1 − t)² + t² σ², and E[x_1 − x_0 | x_t] is linear in x_t: its flow carries x to m + σ x.
+MEAN, SIGMA = 0.7, 0.3
+
+
+def slope(t):
+    return (t * SIGMA**2 - (1 - t)) / ((1 - t) ** 2 + t**2 * SIGMA**2)
+
+
+def gaussian_velocity(x, t):
+    return MEAN + slope(t) * (x - t * MEAN)
+
+
+@both
+def test_euler_against_the_flow_between_two_gaussians(float64, script, monkeypatch):
+    module = load_script(script)
+    z, times = torch.randn(40, A), []
+
+    def velocity(x, t):
+        assert t.shape == (40, 1) and (t == t[0]).all()
+        times.append(t[0, 0].item())
+        return gaussian_velocity(x, t)
+
+    # Ten steps have a closed form, too: each multiplies the distance from t m.
+    factor = math.prod(1 + slope(i / 10) / 10 for i in range(10))
+    torch.testing.assert_close(module.euler(velocity, z), MEAN + factor * z, rtol=0, atol=1e-13)
+    assert times == pytest.approx([i / 10 for i in range(10)], abs=1e-15)
+    # And more steps come to the flow itself, in first order.
+    errors = []
+    for steps in (1000, 2000):
+        monkeypatch.setattr(module, "FLOW_STEPS", steps)
+        errors.append((module.euler(gaussian_velocity, z) - (MEAN + SIGMA * z)).abs().max().item())
+    assert errors[1] < 2e-3 and errors[0] / errors[1] == pytest.approx(2, rel=0.02)
+
+
+class LinearField(nn.Module):
+    """v(s, x, t) = a + b x, for one t."""
+
+    def __init__(self, a, b):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.tensor(a)), nn.Parameter(torch.tensor(b))
+
+    def forward(self, observations, x, t):
+        return self.a + self.b * x
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.8])
+@both
+def test_flow_matching_finds_that_flow(float64, script, t):
+    """L_flow is least where the field is E[x_1 − x_0 | x_t]: on a million samples its minimum is that line."""
+    module, agent = load_script(script), make_agent(script)
+    generator, n = torch.Generator().manual_seed(0), 1_000_000
+    x1 = MEAN + SIGMA * torch.randn(n, 1, generator=generator)
+    noise = module.Noise(None, None, torch.randn(n, 1, generator=generator), torch.full((n, 1), t))
+    batch = module.Batch(torch.zeros(n, 1), agent.actor_net.action_bias[0] + agent.actor_net.action_scale[0] * x1,
+                         None, None, None)  # fmt: skip
+    agent.actor_net.action_bias, agent.actor_net.action_scale = torch.zeros(1), torch.ones(1)
+    agent.teacher_net = LinearField(0.0, 0.0)
+    loss = lambda p: agent.flow_loss({"a": p[0], "b": p[1]}, batch, noise)  # noqa: E731
+    origin = torch.zeros(2)
+    gradient = torch.func.grad(loss)(origin)
+    minimum = -torch.linalg.solve(torch.func.hessian(loss)(origin), gradient)  # of a quadratic: Newton's step
+    expected = torch.tensor([MEAN - slope(t) * t * MEAN, slope(t)])
+    error = (minimum - expected).abs().max().item()
+    assert error < 5e-3, error  # five standard errors: the residual's deviation is below 1, x_t's above 0.3
+
+
+@both
+def test_noise_of_a_period(script):
+    agent = make_agent(script, num_seeds=2, batch_size=64)
+    agent.period = lambda: None
+    agent.advance()
+    for normal in (agent.noise.z, agent.noise.next_z, agent.noise.x0):
+        assert abs(normal.mean()) < 0.1 and abs(normal.std() - 1) < 0.1
+        assert (normal[:, 0] != normal[:, 1]).all() and (normal[0] != normal[1]).all()
+    t = agent.noise.t
+    assert t.shape == (2, 10, 64, 1) and (t >= 0).all() and (t < 1).all()
+    assert abs(t.mean() - 0.5) < 0.05 and abs(t.std() - 12**-0.5) < 0.03
+    assert (t[0] != t[1]).any() and (t[:, 0] != t[:, 1]).any()
+
+
+# --- ASPC's hypergradient ---------------------------------------------------------------------------------------------
+
+
+@functools.cache  # the tests leave the agent as it was
+def agent_at(updates: int):
+    """Two seeds whose next policy update is their `updates`-th and moves α; batch, noise and what is imitated.
+
+    Late moments are those of the twentieth update, grown to what their bias correction takes away at that time.
+    """
+    agent = make_agent(ASPC, num_seeds=2, batch_size=16, alpha_interval=min(updates, 20))
+    inputs = []
+
+    def stop_before_alpha(*given):
+        inputs.append(given)
+        raise StopIteration
+
+    update_alpha, agent.update_alpha = agent.update_alpha, stop_before_alpha
+    with pytest.raises(StopIteration):
+        agent.advance()
+    agent.update_alpha = update_alpha
+    for state in agent.actor_optimizer.state.values():
+        for key, beta in (("exp_avg", 0.9), ("exp_avg_sq", 0.999)):
+            state[key] *= (1 - beta ** (updates - 1)) / (1 - beta ** state["step"].double()) if updates > 1 else 1
+        state["step"].fill_(updates - 1)
+    agent.ema.fill_(1000.0)  # so that L_Q counts
+    return agent, *inputs[0]
+
+
+@pytest.mark.parametrize("updates", [3, 20, 2000])
+def test_hypergradient_equals_central_differences(float64, updates):
+    """Of the whole map ρ -> ω̃ -> L_outer, with what stands under a stop-gradient held at the present ρ."""
+    agent, *inputs = agent_at(updates)
+    alpha = F.softplus(agent.rho)
+    step = lambda rho: agent.inner_step(  # noqa: E731
+        agent.inner_gradient(agent.actor, agent.critics, F.softplus(rho), *inputs)[0]
+    )
+    terms = lambda rho: vmap(agent.policy_terms)(step(rho), agent.critics, *inputs)  # noqa: E731
+    _, scale, _ = terms(agent.rho)
+
+    def outer(rho):
+        q, _, distillation = terms(rho)
+        return -alpha * q / scale + distillation + (0.005 * (q - agent.ema)) ** 2
+
+    before = {name: tensor.clone() for name, tensor in agent.tensors().items()}
+    agent.update_alpha(*inputs)
+    assert (agent.rho != before["rho"]).all()
+    for name, tensor in agent.tensors().items():
+        tensor.copy_(before[name])
+    error = relative(agent.metrics["aspc/alpha_grad"], central_difference(lambda h: outer(agent.rho + h), 1e-2))
+    print(error)
+    assert error < 1e-5
+
+
+# --- Seeds, acting ----------------------------------------------------------------------------------------------------
+
+
+@both
+def test_seeds_in_a_group_equal_seeds_alone(float64, script):
+    together = make_agent(script, num_seeds=3, batch_size=8, q_agg="min")
+    alone = make_agent(script, seed=1, batch_size=8, q_agg="min")
+    for _ in range(2):
+        together.advance()
+        alone.advance()
+    ours, theirs = together.tensors(), alone.tensors()
+    for name in ours:
+        if ours[name].ndim:
+            torch.testing.assert_close(ours[name][1], theirs[name][0], rtol=1e-10, atol=1e-10, msg=name)
+            assert not torch.equal(ours[name][0], theirs[name][0]), name
+    observations = np.random.default_rng(0).normal(size=(3, 4, S))
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    in_group = together.act(observations, generators)[1]
+    by_itself = alone.act(observations[1:2], [torch.Generator().manual_seed(1)])[0]
+    np.testing.assert_allclose(in_group, by_itself, rtol=0, atol=1e-10)
+
+
+@both
+def test_saved_actor_acts_like_the_agent(float64, script):
+    module, agent = load_script(script), make_agent(script, num_seeds=2)
+    agent.advance()
+    observations = np.random.default_rng(0).normal(size=(2, 6, S))
+    actions = agent.act(observations, [torch.Generator().manual_seed(seed) for seed in (5, 6)])
+    assert actions.shape == (2, 6, A) and (abs(actions) <= 1).all()
+    for k in range(2):
+        saved = agent.saved_actor(k)
+        actor = module.Actor(saved["mean"], saved["std"], -torch.ones(A), torch.ones(A))
+        actor.load_state_dict(saved)
+        z = torch.randn(6, A, generator=torch.Generator().manual_seed(5 + k))
+        with torch.no_grad():
+            alone = actor.action(actor(torch.as_tensor(observations[k]), z))
+        np.testing.assert_allclose(alone, actions[k], rtol=0, atol=1e-12)
+    agent.advance()  # which must not reach what was saved
+    assert not torch.equal(saved["net.0.weight"], agent.actor["net.0.weight"][1])
+
+
+@both
+def test_evaluation_repeats_and_leaves_training_alone(script):
+    module = load_script(script)
+    rng = np.random.default_rng(0)
+    data = {key: rng.normal(size=(N, 11)) for key in ("observations", "next_observations")}
+    data |= {"actions": rng.uniform(-1, 1, (N, 3)), "rewards": rng.normal(size=N), "terminals": np.zeros(N, bool)}
+    agent = module.Agent(module.Args(num_seeds=2, batch_size=8), data, -np.ones(3), np.ones(3), "cpu")
+    agent.advance()
+    before = [generator.get_state() for generator in (*agent.generators, torch.default_generator)]
+    first, second = (module.evaluate(agent.act, "hopper-medium-v2", [0, 1], 2) for _ in range(2))
+    assert (first == second).all() and len(set(first.flatten())) == 4
+    after = [generator.get_state() for generator in (*agent.generators, torch.default_generator)]
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+# --- The official settings --------------------------------------------------------------------------------------------
+
+
+@both
+def test_tuned_table(script):
+    module = load_script(script)
+    assert set(module.TUNED) <= set(d4rl.ALL_TASKS) and set(d4rl.OGBENCH_TASKS) <= set(module.TUNED)
+    for env_id in module.TUNED:
+        args = module.tuned(module.Args(env_id=env_id, tuned=True))
+        assert args.discount == (0.995 if "giant" in env_id else 0.99)
+        mean = env_id in d4rl.TASKS and env_id.startswith("antmaze")
+        assert (args.q_agg, args.reward_shift) == (("mean", -1.0) if mean else ("min", 0.0))
+        if script == BASELINE:
+            hand = env_id.endswith("-v1")
+            assert args.alpha >= 3e3 if hand else args.alpha == (3 if "large" in env_id and mean else 10)
+    if script == BASELINE:
+        assert set(module.ALPHAS) <= set(module.TUNED)
+
+
+def test_tuned_run_is_recorded(tmp_path, monkeypatch, capsys):
+    dataset = write_dataset(tmp_path / "rows.hdf5", 45, 24)
+    given = {"env_id": "pen-human-v1", "dataset_path": dataset, "runs_dir": tmp_path / "runs",
+             "device": "cpu", "total_steps": 10, "batch_size": 8, "eval_episodes": 1, "final_eval_episodes": 1,
+             "tuned": True}  # fmt: skip
+    assert command(monkeypatch, BASELINE, *flags(given)) is None
+    assert "alpha 10000.0" in capsys.readouterr().out
+    (run,) = (tmp_path / "runs").iterdir()
+    recorded = json.loads((run / "config.json").read_text())["args"]
+    assert (recorded["tuned"], recorded["alpha"], recorded["q_agg"]) == (True, 1e4, "min")
