@@ -43,7 +43,9 @@ SHORT = RUN | {"num_seeds": 1, "total_steps": 60, "eval_interval": 20, "checkpoi
 # The lines that write files and run the loop are the same text in all scripts (test_shared_text): what they do when
 # something goes wrong is tested on the first pair.
 PAIR = SCRIPTS[:2]
-each_script = pytest.mark.parametrize("script", SCRIPTS)
+WHOLE = SCRIPTS[:5]  # whose whole runs are looked at; of the others their agents, and one run of each (copied alone)
+each_whole = pytest.mark.parametrize("script", WHOLE)
+each_other = pytest.mark.parametrize("script", SCRIPTS[5:])
 each_of_pair = pytest.mark.parametrize("script", PAIR)
 finished_pair = pytest.mark.parametrize("finished", PAIR, indirect=True)
 
@@ -159,7 +161,7 @@ def assert_same_runs(ours: list[Path], theirs: list[Path]) -> None:
         assert results[0]["steps"] == results[1]["steps"]
 
 
-@pytest.fixture(scope="module", params=SCRIPTS)
+@pytest.fixture(scope="module", params=WHOLE)
 def finished(request, hopper, tmp_path_factory) -> types.SimpleNamespace:
     """An uninterrupted run."""
     runs = tmp_path_factory.mktemp("finished")
@@ -249,6 +251,30 @@ def test_resumed_run_equals_an_uninterrupted_one(finished, hopper, tmp_path, mon
     torch.manual_seed(12345)  # a fresh process would not have the old one's global generators
     resume(finished.script, runs[1])  # any directory of the group names it
     assert_same_runs(runs, finished.runs)
+
+
+@each_other
+def test_metrics_are_those_of_the_glossary(script):
+    page = (ROOT / "docs" / f"{Path(script).name}.md").read_text()
+    table = "\n".join(line for line in page.splitlines() if line.startswith("|"))
+    agent = make_agent(script, batch_size=4)
+    agent.advance()
+    assert {tag for tag in re.findall(rf"`({TAG})`", table) if not tag.startswith("charts/")} == set(agent.metrics)
+
+
+@each_other
+def test_agent_continues_from_its_tensors_and_generators(script):
+    """All that a checkpoint holds of it, loaded into a new agent: the same from then on, bit for bit."""
+    first, second = make_agent(script, batch_size=4), make_agent(script, batch_size=4)
+    first.advance()
+    tensors = {name: tensor.clone() for name, tensor in first.tensors().items()}
+    states = [generator.get_state() for generator in first.generators]
+    first.advance()
+    second.load(tensors, states)
+    second.advance()
+    other = second.tensors()
+    assert not [name for name, tensor in first.tensors().items() if not torch.equal(tensor, other[name])]
+    assert not all(torch.equal(tensor, tensors[name]) for name, tensor in other.items())
 
 
 @each_of_pair
@@ -425,8 +451,8 @@ def test_copied_alone(hopper, tmp_path):
     assert sorted(names) == sorted(Path(script).name for script in SCRIPTS)
 
 
-@pytest.mark.parametrize(("script", "number"), zip(PAIR, (signal.SIGTERM, signal.SIGINT), strict=True))
-def test_copied_alone_stopped_and_continued(script, number, hopper, tmp_path):
+def test_copied_alone_stopped_and_continued(hopper, tmp_path):
+    script, number = PAIR[0], signal.SIGTERM
     project, options = alone(tmp_path, [script])
     plain_critic = " ".join(flags(fitting(script, {"robust_critic": False, "critic_layers": 1})))
     arguments = (
@@ -473,7 +499,7 @@ def largest_difference(x: dict, y: dict) -> dict[str, float]:
     return {name: (x[name] - y[name]).abs().max().item() for name in x}
 
 
-@each_script
+@pytest.mark.parametrize("script", WHOLE + ["baselines/wpc", "baselines/rebrac"])  # the rest have such a test
 def test_seeds_are_independent(float64, script):
     one, two, alone = seed_by_seed(script, batch_size=8)
     same, other = largest_difference(one, alone), largest_difference(two, alone)
@@ -733,7 +759,7 @@ def test_weights_and_biases(script, hopper, tmp_path, monkeypatch):
 # --- Own data ---------------------------------------------------------------------------------------------------------
 
 
-@each_script
+@each_whole
 def test_own_task_with_other_bounds(script, tmp_path):
     dataset = write_dataset(tmp_path / "pendulum.hdf5", 3, 1, bound=2.0)
     (run,) = train(script, dataset, tmp_path / "runs", OWN)
