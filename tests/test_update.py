@@ -34,7 +34,7 @@ class PlainAdam:
 
 
 class Restatement:
-    """SPEC of the released update: actor S-256-256-A; critics with (Linear, ReLU, LayerNorm) x 3 and Linear."""
+    """The released update: actor S-256-256-A; critics with (Linear, ReLU, LayerNorm) x 3 and Linear."""
 
     def __init__(self, agent, robust=True):
         pick = lambda params, *index: [p[index].clone() for p in params.values()]  # noqa: E731
