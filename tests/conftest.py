@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 S, A, N = 5, 3, 500  # observation and action dimensions, transitions
+SCRIPTS = [room + name for name in ("td3bc", "iql", "cql", "diffusionql", "fql") for room in ("aspc_", "baselines/")]
+SCRIPTS += ["baselines/wpc", "baselines/a2pr", "baselines/rebrac"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,3 +52,32 @@ def make_agent(script: str, **arguments):
     module = load_script(script)
     args = module.Args(**({"batch_size": 32, "total_steps": 1000} | arguments))
     return module.Agent(args, random_data(), -np.ones(A, np.float32), np.ones(A, np.float32), "cpu")
+
+
+def stop_before_alpha(agent) -> tuple:
+    """Advances to the first update of α and not through it: the arguments that `update_alpha` would have had."""
+    given = []
+
+    def stop(*arguments):
+        given.extend(arguments)
+        raise StopIteration
+
+    update_alpha, agent.update_alpha = agent.update_alpha, stop
+    with pytest.raises(StopIteration):
+        agent.advance()
+    agent.update_alpha = update_alpha
+    return tuple(given)
+
+
+def assert_seeds_are_independent(together, alone, least: float = 1e-6) -> None:
+    """After 40 steps, all state of seed 1: trained as the second of three as when trained alone, that of the third
+    another, by `least` of its size or more.
+    """
+    for agent in (together, alone):
+        for _ in range(40 // agent.period_steps):
+            agent.advance()
+    for name, tensor in alone.tensors().items():
+        if tensor.ndim:
+            group = together.tensors()[name]
+            torch.testing.assert_close(group[1], tensor[0], rtol=1e-12, atol=1e-12, msg=name)
+            assert (group[2] - tensor[0]).abs().max() > least * tensor.abs().max(), name

@@ -208,18 +208,6 @@ def test_choice_and_mask(float64, monkeypatch, q_offered, q_data, target, imitat
 # --- Seeds, devices, the saved actor ----------------------------------------------------------------------------------
 
 
-def test_seeds_are_independent(float64):
-    together, alone = make_agent(SCRIPT, num_seeds=3, batch_size=8), make_agent(SCRIPT, seed=1, batch_size=8)
-    for _ in range(2):
-        together.advance()
-        alone.advance()
-    for name, tensor in alone.tensors().items():
-        if tensor.ndim:
-            group = together.tensors()[name]
-            torch.testing.assert_close(group[1], tensor[0], rtol=1e-12, atol=1e-12, msg=name)
-            assert (group[2] - tensor[0]).abs().max() > 1e-6 * tensor.abs().max(), name
-
-
 def test_each_noise_is_drawn_afresh():
     agent = make_agent(SCRIPT)
     agent.advance()

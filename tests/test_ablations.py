@@ -10,9 +10,9 @@ import signal
 
 import pytest
 import torch
-from conftest import ROOT, S, make_agent
+from conftest import ROOT, S, assert_seeds_are_independent, make_agent, stop_before_alpha
 from test_hypergradient import central_difference, relative
-from test_run import OWN, after_steps, assert_same_runs, largest_difference, resume, seed_by_seed, train, write_dataset
+from test_run import OWN, after_steps, assert_same_runs, resume, train, write_dataset
 from test_update import Restatement
 from torch.func import vmap
 from torch.nn import functional as F
@@ -42,16 +42,8 @@ def test_is_the_main_script_but_for_a_few_lines(script):
 def agent_at_20(script: str):
     """Two seeds whose next policy update is their 20th and moves α, and the batches that update_alpha will be given."""
     coefficients = {"l_q_coef": 1e3, "l_bc_coef": 1e5 if script == ONE_STEP else 10.0}  # every term moves the sum
-    agent, given = make_agent(script, num_seeds=2, alpha_interval=20, robust_critic=False, **coefficients), []
-
-    def stop(*batches):
-        given.extend(batches)
-        raise StopIteration
-
-    update_alpha, agent.update_alpha = agent.update_alpha, stop
-    with pytest.raises(StopIteration):
-        agent.advance()
-    agent.update_alpha = update_alpha
+    agent = make_agent(script, num_seeds=2, alpha_interval=20, robust_critic=False, **coefficients)
+    given = stop_before_alpha(agent)
     if script != ONE_STEP:
         agent.ema.fill_(-30.0)  # so that ΔQ is about 0.15, not some 0.001
     return agent, given
@@ -151,11 +143,8 @@ def test_outer_batch_decides_about_alpha(float64):
 
 @pytest.mark.parametrize("script", [ONE_STEP, FRESH, WEIGHTED])  # the others keep the main script's state
 def test_seeds_are_independent(float64, script):
-    one, two, alone = seed_by_seed(script, robust_critic=False)
-    same, other = largest_difference(one, alone), largest_difference(two, alone)
-    for name, tensor in alone.items():
-        assert same[name] <= 1e-12 * max(1.0, tensor.abs().max().item()), name
-        assert other[name] > 1e-6 * tensor.abs().max().item(), name
+    together, alone = (make_agent(script, robust_critic=False, **seeds) for seeds in ({"num_seeds": 3}, {"seed": 1}))
+    assert_seeds_are_independent(together, alone)
 
 
 def test_advantage_weights_and_v(float64):

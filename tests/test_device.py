@@ -5,11 +5,9 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import make_agent
+from conftest import SCRIPTS, make_agent
 from torch.utils._python_dispatch import TorchDispatchMode
 
-SCRIPTS = [room + name for name in ("td3bc", "iql", "cql", "diffusionql", "fql") for room in ("aspc_", "baselines/")]
-SCRIPTS += ["baselines/rebrac", "baselines/wpc", "baselines/a2pr"]
 HOST = {
     "_local_scalar_dense": "reads a value on the host (.item(), float(), if tensor)",
     "nonzero": "has a size that the host must wait for",

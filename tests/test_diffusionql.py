@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import A, N, S, load_script, make_agent, random_data
+from conftest import A, N, S, load_script, make_agent, random_data, stop_before_alpha
 from test_device import NoHost
 from test_hypergradient import central_difference, relative
 from test_run import command, flags, write_dataset
@@ -280,22 +280,13 @@ def agent_at(updates: int):
     Late moments are those of the twentieth update, grown to what their bias correction takes away at that time.
     """
     agent = make_agent(ASPC, num_seeds=2, alpha_interval=min(updates, 20), grad_norm=0.3)
-    inputs = []
-
-    def stop_before_alpha(*batch_and_noise):
-        inputs.append(batch_and_noise)
-        raise StopIteration
-
-    update_alpha, agent.update_alpha = agent.update_alpha, stop_before_alpha
-    with pytest.raises(StopIteration):
-        agent.advance()
-    agent.update_alpha = update_alpha
+    inputs = stop_before_alpha(agent)
     for state in agent.actor_optimizer.state.values():
         for key, beta in (("exp_avg", 0.9), ("exp_avg_sq", 0.999)):
             state[key] *= (1 - beta ** (updates - 1)) / (1 - beta ** state["step"].double()) if updates > 1 else 1
         state["step"].fill_(updates - 1)
     agent.ema.fill_(1000.0)  # so that L_Q counts
-    return agent, *inputs[0]
+    return agent, *inputs
 
 
 def outer_of_rho(agent, batch, noise):

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import A, N, S, load_script, make_agent, random_data
+from conftest import A, N, S, assert_seeds_are_independent, load_script, make_agent, random_data, stop_before_alpha
 from test_hypergradient import central_difference, relative
 from test_run import command, flags, write_dataset
 from test_update import PlainAdam
@@ -287,22 +287,13 @@ def agent_at(updates: int):
     Late moments are those of the twentieth update, grown to what their bias correction takes away at that time.
     """
     agent = make_agent(ASPC, num_seeds=2, batch_size=16, alpha_interval=min(updates, 20))
-    inputs = []
-
-    def stop_before_alpha(*given):
-        inputs.append(given)
-        raise StopIteration
-
-    update_alpha, agent.update_alpha = agent.update_alpha, stop_before_alpha
-    with pytest.raises(StopIteration):
-        agent.advance()
-    agent.update_alpha = update_alpha
+    inputs = stop_before_alpha(agent)
     for state in agent.actor_optimizer.state.values():
         for key, beta in (("exp_avg", 0.9), ("exp_avg_sq", 0.999)):
             state[key] *= (1 - beta ** (updates - 1)) / (1 - beta ** state["step"].double()) if updates > 1 else 1
         state["step"].fill_(updates - 1)
     agent.ema.fill_(1000.0)  # so that L_Q counts
-    return agent, *inputs[0]
+    return agent, *inputs
 
 
 @pytest.mark.parametrize("updates", [3, 20, 2000])
@@ -337,14 +328,7 @@ def test_hypergradient_equals_central_differences(float64, updates):
 def test_seeds_in_a_group_equal_seeds_alone(float64, script):
     together = make_agent(script, num_seeds=3, batch_size=8, q_agg="min")
     alone = make_agent(script, seed=1, batch_size=8, q_agg="min")
-    for _ in range(2):
-        together.advance()
-        alone.advance()
-    ours, theirs = together.tensors(), alone.tensors()
-    for name in ours:
-        if ours[name].ndim:
-            torch.testing.assert_close(ours[name][1], theirs[name][0], rtol=1e-10, atol=1e-10, msg=name)
-            assert not torch.equal(ours[name][0], theirs[name][0]), name
+    assert_seeds_are_independent(together, alone)
     observations = np.random.default_rng(0).normal(size=(3, 4, S))
     generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
     in_group = together.act(observations, generators)[1]

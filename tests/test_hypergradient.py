@@ -6,7 +6,7 @@ import functools
 import pytest
 import torch
 import torchopt
-from conftest import make_agent
+from conftest import make_agent, stop_before_alpha
 from torch.func import vmap
 from torch.nn import functional as F
 from torchopt.transform.scale_by_adam import ScaleByAdamState
@@ -18,18 +18,9 @@ def agent_at(updates: int, dead: bool = False):
     agent = make_agent("aspc_td3bc", num_seeds=2, alpha_interval=updates)
     if dead:  # the first layer's units never fire
         agent.actor["net.0.bias"].fill_(-1e3)
-    batches = []
-
-    def stop_before_alpha(batch):
-        batches.append(batch)
-        raise StopIteration
-
-    update_alpha, agent.update_alpha = agent.update_alpha, stop_before_alpha
-    with pytest.raises(StopIteration):
-        agent.advance()
-    agent.update_alpha = update_alpha
+    (batch,) = stop_before_alpha(agent)
     assert all(state["step"] == updates - 1 for state in agent.actor_optimizer.state.values())
-    return agent, batches[0]
+    return agent, batch
 
 
 def hypergradient(agent, batch):

@@ -13,9 +13,8 @@ import tempfile
 import gymnasium
 import numpy as np
 import pytest
-from conftest import load_script
+from conftest import SCRIPTS, load_script
 from test_data import cache, cli, command, host, leftovers  # noqa: F401
-from test_device import SCRIPTS
 from test_run import fitting
 
 import d4rl_gymnasium as d4rl

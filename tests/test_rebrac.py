@@ -129,18 +129,6 @@ def test_initial_weights():
     assert (agent.actor_net.mean == 0).all() and (agent.actor_net.std == 1).all()  # observations as they are
 
 
-def test_seeds_are_independent(float64):
-    together, alone = make_agent(SCRIPT, num_seeds=3, batch_size=8), make_agent(SCRIPT, seed=1, batch_size=8)
-    for _ in range(2):
-        together.advance()
-        alone.advance()
-    for name, tensor in alone.tensors().items():
-        if tensor.ndim:
-            group = together.tensors()[name]
-            torch.testing.assert_close(group[1], tensor[0], rtol=1e-12, atol=1e-12, msg=name)
-            assert (group[2] - tensor[0]).abs().max() > 1e-6 * tensor.abs().max(), name
-
-
 # --- The official settings --------------------------------------------------------------------------------------------
 
 

@@ -93,18 +93,6 @@ def test_limits(float64):
         assert (mean_q, imitated) == (q, share)
 
 
-def test_seeds_are_independent(float64):
-    together, alone = make_agent(SCRIPT, num_seeds=3, batch_size=8), make_agent(SCRIPT, seed=1, batch_size=8)
-    for _ in range(2):
-        together.advance()
-        alone.advance()
-    for name, tensor in alone.tensors().items():
-        if tensor.ndim:
-            group = together.tensors()[name]
-            torch.testing.assert_close(group[1], tensor[0], rtol=1e-12, atol=1e-12, msg=name)
-            assert (group[2] - tensor[0]).abs().max() > 1e-6 * tensor.abs().max(), name
-
-
 def test_original_critic_stays_on_the_device():
     agent = make_agent(SCRIPT, num_seeds=2, robust_critic=False)
     agent.advance()
