@@ -54,9 +54,9 @@ class Args:
 # --- Tables -----------------------------------------------------------------------------------------------------------
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], form: str = ".1f") -> str:
     """Mean ± standard deviation (number of seeds)."""
-    return f"{np.mean(values):.1f}" + f" ± {deviation(values):.1f}" * (len(values) > 1) + f" ({len(values)})"
+    return f"{np.mean(values):{form}}" + f" ± {deviation(values):{form}}" * (len(values) > 1) + f" ({len(values)})"
 
 
 def average(means: dict[str, float], tasks: list[str], form: str = ".1f") -> str:
@@ -298,6 +298,12 @@ def curves(runs: list[Run]) -> Page:
             robot, data = task.split("-", 1)
             lines[robot][data] = groups[label][task]
         page.append(picture(f"alpha_by_data_{i + 1}", panels(lines, alpha, "α"), f"α of {label}, by dataset."))
+    ends = {label: {task: [alpha(run.rows[-1]) for run in runs if run.result] for task, runs in of.items()}
+            for label, of in groups.items() if label.startswith("aspc")}  # fmt: skip
+    tasks = [task for task in TASKS if any(of.get(task) for of in ends.values())]
+    if tasks:
+        rows = [[task, *(spread(of[task], ".3f") if of.get(task) else "–" for of in ends.values())] for task in tasks]
+        page += [text("α at the last evaluation of finished runs:"), table("alpha", ["task", *ends], rows)]
     return page
 
 

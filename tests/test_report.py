@@ -172,7 +172,7 @@ def test_other_tables_agree_with_themselves():
 
 def test_scores_of_tasks_and_domains(tmp_path):
     for seed, score in enumerate((100, 110, 120, 130)):
-        make_run(tmp_path / "runs", "maze2d-umaze-v1", seed=seed, score=score)
+        make_run(tmp_path / "runs", "maze2d-umaze-v1", seed=seed, score=score, end_alpha=7 + seed)
     for task, score in (("maze2d-medium-v1", 60), ("maze2d-large-v1", 80), ("pen-human-v1", 90)):
         make_run(tmp_path / "runs", task, score=score)
     text = build(tmp_path / "runs", out=tmp_path / "out")
@@ -193,6 +193,10 @@ def test_scores_of_tasks_and_domains(tmp_path):
     # Best and final apart
     assert read_table(tmp_path / "out" / "best.csv")["maze2d-umaze-v1"]["aspc_td3bc"] == "125.0 ± 12.9 (4)"
     assert read_table(tmp_path / "out" / "final.csv")["maze2d-umaze-v1"]["aspc_td3bc"] == "114.0 ± 12.9 (4)"
+    # 7, 8, 9 and 10 have the deviation √(5/3)
+    ends = read_table(tmp_path / "out" / "alpha.csv")
+    assert ends["maze2d-umaze-v1"]["aspc_td3bc"] == "8.500 ± 1.291 (4)"
+    assert ends["pen-human-v1"]["aspc_td3bc"] == "3.000 (1)" and len(ends) == 4
     # 60 80 90 100 110 120 130: one run is cut at each end
     assert read_table(tmp_path / "out" / "iqm.csv")["aspc_td3bc"]["interquartile mean"] == "100.0"
     assert "Stand-in" not in text
