@@ -458,12 +458,13 @@ class Host:
         request.end_headers()
         end = start + self.lose_after.pop(0) if self.lose_after else len(content)
         with contextlib.suppress(OSError):  # the other side may be killed
-            if self.hold_after is not None:
-                request.wfile.write(content[start : self.hold_after])
+            hold_after = self.hold_after  # a test may change it meanwhile
+            if hold_after is not None:
+                request.wfile.write(content[start:hold_after])
                 request.wfile.flush()
                 self.holding.set()
                 self.go_on.wait(120)
-                start = max(start, self.hold_after)
+                start = max(start, hold_after)
             request.wfile.write(content[start:end])
 
 
