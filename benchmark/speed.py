@@ -234,6 +234,8 @@ def picture(rows: list[dict], path: Path) -> None:
 
 def main(args: Args) -> None:
     torch.set_float32_matmul_precision(args.matmul_precision)
+    # To torch.compile every `vmap` is one function, which it compiles 8 times and then runs eagerly, whatever was asked
+    torch._dynamo.config.recompile_limit = 1000
     synchronize = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
     clock = time.process_time if args.cpu_time else time.perf_counter
     variants = {variant: build(variant, args.device) for variant in plan(args)}
