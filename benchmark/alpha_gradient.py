@@ -7,7 +7,6 @@ and ∂L_BC/∂ρ at each update of α. L_outer has the batch of the policy's st
 an independent one ("fresh"), on which nothing acts. The runs themselves stay as they are.
 """
 
-import csv
 import math
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import gymnasium
 import numpy as np
 import torch
 import tyro
@@ -25,6 +25,7 @@ from tqdm import tqdm
 import aspc_td3bc
 import d4rl_gymnasium as d4rl
 from benchmark.ablations import fresh_outer_batch
+from benchmark.page import write_csv
 
 TERMS = ("losses/L_alpha", "losses/L_Q", "losses/L_BC")
 COLUMNS = ("run", "task", "seed", "step", "alpha", "batch", "term", "mean", "standard_error", "negative", "bias")
@@ -78,7 +79,7 @@ def load(run: Path) -> tuple[Probe, dict]:
     if not (run / "checkpoint.pt").exists():
         sys.exit(f"{run} holds no checkpoint.pt: of seeds trained together it is the first's.")
     args, checkpoint = aspc_td3bc.Args(**config["args"]), aspc_td3bc.load_tensors(run / "checkpoint.pt")
-    env = aspc_td3bc.gymnasium.make(args.env_id)
+    env = gymnasium.make(args.env_id)
     dataset = d4rl.find_dataset(env, config["dataset"]["path"])
     if dataset.sha256 != checkpoint["dataset_sha256"]:
         sys.exit(f"{dataset.path} is not the file that {run} was trained on: its sha256 differs.")
@@ -116,12 +117,11 @@ def main(args: Args) -> None:
         numbers = f"{mean:.1e} ± {error:.0e} | {negative:.0%} | {bias:+.2f}"
         print(f"| {task} | {seed} | {alpha:.2f} | {which} | {term} | {numbers} |")
     if args.out:
-        with args.out.open("w", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
+        write_csv(args.out, COLUMNS, rows)
 
 
 if __name__ == "__main__":
     try:
         main(tyro.cli(Args, description=__doc__))
-    except d4rl.DatasetError as error:
+    except (d4rl.DatasetError, OSError) as error:
         sys.exit(str(error))

@@ -533,7 +533,8 @@ def _download(task: Task, target: Path) -> None:
                     other.unlink()  # begun at the other host
                 return
     raise DownloadError(
-        f"{task.env_id}: D4RL's file is not on this machine and the download failed ({'; '.join(reasons)}). "
+        f"{task.env_id}: {task.benchmark}'s file is not on this machine "
+        f"and the download failed ({'; '.join(reasons)}). "
         f"Fetch {task.dataset_url} or {task.mirror_url} elsewhere and put it into {target.parent}, "
         "or give a file of your own with --dataset-path FILE."
     )
