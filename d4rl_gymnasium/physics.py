@@ -32,6 +32,7 @@ def compile_model(spec: mujoco.MjSpec, width: int, height: int) -> tuple[mujoco.
     twin_model = twin.compile()
 
     model = spec.compile()
+    model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND  # came after 2.1.0; a lone robot is slower with them
     for field in ("body_mass", "body_inertia", "body_ipos", "body_iquat"):
         getattr(model, field)[:] = getattr(twin_model, field)
     model.vis.global_.offwidth = max(model.vis.global_.offwidth, width)  # gymnasium's MujocoEnv does the same
