@@ -104,7 +104,7 @@ class Args:
     track: bool = False
     """log to Weights & Biases as well (pip install wandb)"""
     compile: bool = False
-    """torch.compile the gradients: a minute of compilation, then faster steps (needs a C++ compiler on a CPU)"""
+    """torch.compile the gradients: 1 to 5 minutes of compilation, then faster steps (needs a C++ compiler on a CPU)"""
     cudagraph: bool = True
     """on a GPU: replay one period of updates as one CUDA graph"""
     matmul_precision: Literal["highest", "high", "medium"] = "high"
