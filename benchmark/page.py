@@ -9,6 +9,7 @@ import csv
 import html
 import io
 import math
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -39,6 +40,17 @@ def figure(rows: int, columns: int, width: float, height: float, **options):
 
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def legend(figure, title: str = "") -> None:
+    """One legend below all panels: of lines with the same label the first."""
+    lines = {line.get_label(): line for axis in reversed(figure.axes) for line in axis.get_lines()}
+    characters = 16 * figure.get_figwidth()  # that fit side by side
+    columns = max(1, int(characters / (max(map(len, lines)) + 6)))
+    figure.legend(
+        lines.values(), lines.keys(), loc="outside lower center", ncols=columns, fontsize=7,
+        title=textwrap.fill(title, int(characters)) or None, title_fontsize=7,
+    )
 
 
 def picture(name: str, figure, caption: str) -> tuple:

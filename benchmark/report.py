@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from benchmark.aggregate import deviation, improvement, interval, iqm, profile, resample
 from benchmark.comparisons import ablations
-from benchmark.page import Page, figure, heading, number, picture, table, text, write, write_csv
+from benchmark.page import Page, figure, heading, legend, number, picture, table, text, write, write_csv
 from benchmark.results import (
     AVERAGES,
     PUBLISHED,
@@ -52,6 +52,11 @@ class Args:
 
 
 # --- Tables -----------------------------------------------------------------------------------------------------------
+
+
+def shared(groups: Groups) -> str:
+    """The setting that stands in no label, since all runs have it."""
+    return next(runs[0].shared for tasks in groups.values() for runs in tasks.values())
 
 
 def spread(values: list[float], form: str = ".1f") -> str:
@@ -96,7 +101,8 @@ def scores_table(name: str, groups: Groups, kind: str, paper: bool = False) -> t
         columns.append((label, our_column(tasks, kind)))
         source = PUBLISHED.get(next(iter(tasks.values()))[0].script)
         if paper and source:
-            columns += zip((f"paper, {source[1]}", "difference"), paper_columns(tasks, source), strict=True)
+            theirs, difference = paper_columns(tasks, source)
+            columns += [(f"paper, {source[1]}", theirs)] + [("difference", difference)] * bool(difference)
     names = []
     for domain, tasks in AVERAGES.items():
         ran = any(task in of for of in groups.values() for task in tasks)
@@ -163,6 +169,41 @@ def ogbench(runs: list[Run]) -> Page:
     ]
 
 
+def beside(titles: tuple[str, ...], means: list[dict], cells: list[dict], tasks: list[str]) -> list[tuple[str, dict]]:
+    """Columns of two algorithms and of what the second gains, with averages over the tasks that both have."""
+    gains = {task: means[1][task] - means[0][task] for task in tasks if task in means[0] and task in means[1]}
+    cells = [*cells, {task: f"{gain:+.1f}" for task, gain in gains.items()}]
+    averages = [average({task: of[task] for task in gains}, tasks) for of in means] + [average(gains, tasks, "+.1f")]
+    return [(title, of | {"average": end}) for title, of, end in zip(titles, cells, averages, strict=True)]
+
+
+def table_3(groups: Groups) -> Page:
+    """Table 3: an algorithm, the same with ASPC in the same setting, what that gains, and the paper's three columns."""
+    firsts = {label: next(iter(tasks.values()))[0] for label, tasks in groups.items()}
+    tasks, columns = list(published("3", "IQL")), []
+    for base, ours in ((x, y) for x in groups for y in groups if firsts[y].script == f"aspc_{firsts[x].script}"):
+        number, name = PUBLISHED.get(firsts[ours].script, ("", ""))
+        if number != "3" or firsts[base].setting != firsts[ours].setting:
+            continue
+        names = (name.removesuffix("+ASPC"), name)
+        means = [task_means(groups[label]) for label in (base, ours)]
+        paper = [{task: float(row["mean"]) for task, row in published("3", x).items()} for x in names]
+        paper = [{task: of[task] for task in tasks if task in means[0] and task in means[1]} for of in paper]
+        columns += beside((base, ours, "gain"), means, [our_column(groups[x], "last") for x in (base, ours)], tasks)
+        cells = [{task: f"{value:.1f}" for task, value in of.items()} for of in paper]
+        columns += beside((f"paper, {names[0]}", f"paper, {names[1]}", "gain"), paper, cells, tasks)
+    if not columns:
+        return []
+    ran = [task for task in tasks if any(task in column for _, column in columns)]
+    rows = [[name, *(column.get(name, "–") for _, column in columns)] for name in (*ran, "average")]
+    return [
+        heading("ASPC on other algorithms (the paper's Table 3)"),
+        text("Last checkpoint, mean ± standard deviation over seeds, in brackets their number. A gain is in points of "
+             "the score. Averages are over the tasks that ran with both; of these are the paper's numbers."),
+        table("table3", ["task", *(title for title, _ in columns)], rows),
+    ]
+
+
 def variants(groups: Groups) -> Page:
     if not groups:
         return []
@@ -193,7 +234,7 @@ def aggregates(groups: Groups) -> Page:
         axis.fill_between(thresholds, *interval(profile(draws, thresholds)), color=line.get_color(), alpha=0.2, lw=0)
     axis.set(xlabel="normalized score τ", ylabel="share of runs with a score above τ", ylim=(0, 1.02))
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7)
+    legend(drawing, shared(groups))
     pairs = []
     for x, y in ((x, y) for x in samples for y in samples if x != y):
         common = [task for task in samples[x] if task in samples[y]]
@@ -258,20 +299,24 @@ def curve(runs: list[Run], value: Callable[[dict], float]) -> tuple[np.ndarray, 
 def panels(lines: Groups, value: Callable[[dict], float], ylabel: str):
     """A figure with a panel for each title and in it a line with its band for each label: {title: {label: runs}}."""
     columns = min(3, len(lines))
-    labels = dict.fromkeys(label for line in lines.values() for label in line)
-    colors = {label: f"C{i}" for i, label in enumerate(labels)}  # ten colours, then again from the first
+    seeds = defaultdict(set)
+    for line in lines.values():
+        for label, runs in line.items():
+            seeds[label].add(len(runs))
+    colors = {label: f"C{i}" for i, label in enumerate(seeds)}  # ten colours, then again from the first
+    names = {label: f"{label} ({' to '.join(map(str, sorted({min(n), max(n)})))})" for label, n in seeds.items()}
     drawing, axes = figure(math.ceil(len(lines) / columns), columns, 4.6, 3.2)
     for axis in axes.flat[len(lines) :]:
         axis.set_axis_off()
     for axis, (title, line) in zip(axes.flat, lines.items(), strict=False):
         for label, runs in line.items():
             steps, mean, band = curve(runs, value)
-            axis.plot(steps, mean, color=colors[label], label=f"{label} ({len(runs)})")
+            axis.plot(steps, mean, color=colors[label], label=names[label])
             axis.fill_between(steps, mean - band, mean + band, color=colors[label], alpha=0.2, lw=0)
         axis.set(title=title, xlabel="gradient steps", ylabel=ylabel)
-        axis.xaxis.set_major_formatter(lambda steps, _: f"{steps / 1000:.0f}k")
+        axis.xaxis.set_major_formatter(lambda steps, _: f"{steps / 1000:g}k")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=6)
+    legend(drawing, shared(lines))
     return drawing
 
 
@@ -291,6 +336,10 @@ def curves(runs: list[Run]) -> Page:
         if lines:
             drawing = panels(lines, lambda row: row[SCORE], "normalized score")
             page.append(picture(f"score_{domain}", drawing, f"{domain}: score of the evaluations during training."))
+        lines = {task: {label: of for label, of in line.items() if not math.isnan(alpha(of[0].rows[-1]))}
+                 for task, line in lines.items()}  # fmt: skip
+        lines = {task: line for task, line in lines.items() if line}
+        if lines:
             page.append(picture(f"alpha_{domain}", panels(lines, alpha, "α"), f"{domain}: α."))
     for i, label in enumerate(label for label in groups if label.startswith("aspc")):
         lines = defaultdict(dict)
@@ -414,8 +463,11 @@ def build(runs: list[Run], repeats: list[Run]) -> Page:
     main = grouped(run for run in finished if run.main)
     count = sum(run.result is not None for run in runs)
     page = [text(f"{count} finished and {len(runs) - count} unfinished runs. Written by benchmark.report.")]
+    if runs[0].shared:
+        page.append(text(f"All runs: {runs[0].shared}."))
     sections = (
         lambda: scores(main),
+        lambda: table_3(main),
         lambda: variants(grouped(finished)),
         lambda: aggregates(main),
         lambda: curves([run for run in runs if run.main and run.task in TASKS]),

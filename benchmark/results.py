@@ -56,6 +56,7 @@ class Run:
         setting = flags({key: value for key, value in options.items() if key in PROTOCOL})
         self.setting = " ".join(setting + ["on stand-in data"] * self.stand_in)
         self.label = f"{self.algorithm} {self.setting}".strip()  # runs alike but for task and seed share it
+        self.shared = ""  # the setting, where all runs that are read have the same and labels do without
         ablation = self.script in SCRIPTS and SCRIPTS[self.script].parent.name == "ablations"
         self.main = self.variant.keys() <= {"tuned"} and not ablation
         if self.result is not None:
@@ -114,7 +115,10 @@ def read_run(path: Path) -> Run:
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
-    """All runs below the folders, sorted. Exits with a sentence if there are none."""
+    """All runs below the folders, sorted. A setting that all have in common moves from `label` to `shared`.
+
+    Exits with a sentence if there are none.
+    """
     for folder in folders:
         if not folder.is_dir():
             sys.exit(f"{folder} is not a folder.")
@@ -122,6 +126,9 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
     if not paths:
         sys.exit(f"No run directory (one with a config.json) lies below {', '.join(map(str, folders))}.")
     runs = [read_run(path) for path in tqdm(paths, desc="reading", unit="run", delay=2)]
+    if len({run.setting for run in runs}) == 1:
+        for run in runs:
+            run.label, run.shared = run.algorithm, run.setting
     return sorted(runs, key=lambda run: (run.label, run.task, run.seed, run.name))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmark import aggregate, comparisons, report, results
+from benchmark import aggregate, comparisons, page, report, results
 from benchmark.results import AVERAGES, DOMAINS, published, read_published
 from d4rl_gymnasium.tasks import ALL_TASKS, OGBENCH_TASKS, TASKS
 
@@ -215,11 +215,22 @@ def test_stand_in_data_is_marked_and_kept_apart(tmp_path):
     assert row["maze2d-large-v1"]["aspc_td3bc on stand-in data"] == "20.0 (1)"
     with (tmp_path / "out" / "table1.csv").open(newline="") as file:
         lines = list(csv.reader(file))
-    assert lines[0][1:] == ["aspc_td3bc", "paper, ASPC", "difference"] + [
-        "aspc_td3bc on stand-in data", "paper, ASPC", "difference"
+    # No difference is formed from scores on other data
+    head = ["aspc_td3bc", "paper, ASPC", "difference", "aspc_td3bc on stand-in data", "paper, ASPC"]
+    assert lines[0][1:] == head
+    assert "not comparable" in text and "All runs:" not in text
+
+
+def test_what_all_runs_share_stands_once(tmp_path):
+    for script in ("aspc_td3bc", "td3bc"):
+        make_run(tmp_path / "runs", "maze2d-umaze-v1", script, source="given: some.hdf5", total_steps=7)
+    text = build(tmp_path / "runs", out=tmp_path / "out")
+    assert "All runs: --total-steps 7 on stand-in data." in text
+    assert list(read_table(tmp_path / "out" / "table1.csv")["maze2d-umaze-v1"]) == [
+        "task", "aspc_td3bc", "paper, ASPC", "td3bc", "paper, TD3+BC"
     ]
-    assert {line[6] for line in lines[1:]} == {"–"}  # no difference from scores on other data
-    assert "not comparable" in text
+    assert set(read_table(tmp_path / "out" / "variants.csv")) == {"aspc_td3bc", "td3bc"}
+    assert [run.shared for run in results.read_runs([tmp_path / "runs"])] == ["--total-steps 7 on stand-in data"] * 2
 
 
 @pytest.mark.parametrize(
@@ -306,6 +317,43 @@ def test_ogbench_is_a_table_of_its_own(tmp_path):
     assert rows["average"][aspc] == "34.5 (2 of 10 tasks)" and rows[first][short] == "90.0 (1)"
     assert list(rows[first]).count("gain over FQL") == 1
     assert not (tmp_path / "out" / "table1.csv").exists() and not (tmp_path / "out" / "others.csv").exists()
+
+
+def test_table_3(tmp_path):
+    """A base beside itself with ASPC in the same setting; gains and averages by hand, the paper's of the same tasks."""
+    hopper, walker, cheetah = "hopper-medium-v2", "walker2d-medium-v2", "halfcheetah-medium-v2"
+    for seed, score in enumerate((40, 60)):
+        make_run(tmp_path / "runs", hopper, "iql", seed, score, tuned=True)
+    make_run(tmp_path / "runs", hopper, "aspc_iql", score=64)
+    make_run(tmp_path / "runs", walker, "iql", score=80, tuned=True)
+    make_run(tmp_path / "runs", walker, "aspc_iql", score=70)
+    make_run(tmp_path / "runs", cheetah, "iql", score=30, tuned=True)  # without its pair
+    make_run(tmp_path / "runs", hopper, "cql", score=30)
+    make_run(tmp_path / "runs", hopper, "aspc_cql", score=90, total_steps=7)  # of another length
+    for script in ("td3bc", "aspc_td3bc"):  # Table 1's pair
+        make_run(tmp_path / "runs", hopper, script)
+    build(tmp_path / "runs", out=tmp_path / "out")
+    with (tmp_path / "out" / "table3.csv").open(newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head == ["task", "iql --tuned", "aspc_iql", "gain", "paper, IQL", "paper, IQL+ASPC", "gain"]
+    assert rows == [
+        [cheetah, "30.0 (1)", "–", "–", "–", "–", "–"],
+        [hopper, "50.0 ± 14.1 (2)", "64.0 (1)", "+14.0", "65.2", "61.4", "-3.8"],
+        [walker, "80.0 (1)", "70.0 (1)", "-10.0", "80.7", "83.9", "+3.2"],
+        ["average", *(f"{mean} (2 of 9 tasks)" for mean in ("65.0", "67.0", "+2.0", "73.0", "72.7"))]
+        + ["-0.3 (2 of 9 tasks)"],
+    ]  # fmt: skip
+
+
+def test_legend_names_every_line_once():
+    drawing, axes = page.figure(1, 2, 4.6, 3)
+    for axis, labels in zip(axes.flat, (("a", "b"), ("b", "a long name of a variant" * 3)), strict=True):
+        for label in labels:
+            axis.plot([0, 1], [0, 1], label=label)
+    page.legend(drawing, "--total-steps 7 on stand-in data")
+    (drawn,) = drawing.legends
+    assert sorted(text.get_text() for text in drawn.get_texts()) == sorted(["a", "b", "a long name of a variant" * 3])
+    assert drawn.get_title().get_text() == "--total-steps 7 on stand-in data" and drawn._ncols == 1
 
 
 def test_a_file_of_ogbench_is_no_stand_in():
