@@ -128,3 +128,19 @@ def test_equals_the_released_update(float64, script, robust):
         assert abs(agent.rho.item() - plain.rho.item()) < 1e-9
         assert abs(agent.ema.item() - plain.ema.item()) < 1e-9
         assert abs(agent.rho.item() - math.log(math.exp(2.5) - 1)) > 1e-4  # α did move
+
+
+@pytest.mark.parametrize("name", ["td3bc", "iql", "cql", "diffusionql", "fql"])
+def test_aspc_with_a_constant_scale_is_its_baseline(float64, name):
+    """α at rest where the baseline's constant is: from the same seed, the same state of all networks and optimizers."""
+    ours, its = ({"alpha_init": 1.0}, {"alpha": 1.0, "normalize_q_loss": True}) if name == "fql" else ({}, {})
+    aspc, baseline = make_agent(f"aspc_{name}", alpha_lr=0.0, **ours), make_agent(f"baselines/{name}", **its)
+    start = {key: value.clone() for key, value in baseline.tensors().items()}
+    for agent in (aspc, baseline):
+        for _ in range(40 // agent.period_steps):
+            agent.advance()
+    theirs = aspc.tensors()
+    assert not start.keys() - theirs.keys()
+    for key, value in baseline.tensors().items():
+        torch.testing.assert_close(theirs[key], value, rtol=1e-10, atol=1e-12, msg=key)
+    assert any((value - start[key]).abs().max() > 1e-3 for key, value in baseline.tensors().items())
