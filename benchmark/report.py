@@ -95,7 +95,9 @@ def paper_columns(tasks: dict[str, list[Run]], source: tuple[str, str]) -> tuple
 
 
 def scores_table(name: str, groups: Groups, kind: str, paper: bool = False) -> tuple:
-    """The layout of the paper's Table 1: tasks, domain averages and total; a column for each label."""
+    """The layout of the paper's Table 1: tasks, domain averages and total; a column for each label. Beside the paper's
+    numbers every task of a domain has its row, otherwise those that ran.
+    """
     columns: list[tuple[str, dict[str, str]]] = []
     for label, tasks in groups.items():
         columns.append((label, our_column(tasks, kind)))
@@ -105,9 +107,11 @@ def scores_table(name: str, groups: Groups, kind: str, paper: bool = False) -> t
             columns += [(f"paper, {source[1]}", theirs)] + [("difference", difference)] * bool(difference)
     names = []
     for domain, tasks in AVERAGES.items():
-        ran = any(task in of for of in groups.values() for task in tasks)
-        names += tasks if domain in DOMAINS and ran else []  # of a domain without runs the average's – says it all
-        names += [f"{domain} average"] + [f"{domain}, as the paper states it"] * paper
+        ran = [task for task in tasks if any(task in of for of in groups.values())]
+        if domain in DOMAINS and ran:  # of a domain without runs the average's – says it all
+            names += tasks if paper else ran
+        if ran or paper:
+            names += [f"{domain} average"] + [f"{domain}, as the paper states it"] * paper
     rows = [[row, *(column.get(row, "–") for _, column in columns)] for row in names]
     return table(name, ["task", *(head for head, _ in columns)], rows)
 
