@@ -105,6 +105,8 @@ def table(probe: Probe, config: dict) -> Iterator[list]:
 def main(args: Args) -> None:
     if args.updates < 2:
         sys.exit("--updates must be at least 2.")
+    if not args.runs:
+        sys.exit("Name at least one run directory of aspc_td3bc.py.")
     rows = []
     for run in args.runs:
         probe, config = load(run)
@@ -122,6 +124,6 @@ def main(args: Args) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Args, description=__doc__))
+        main(tyro.cli(Args, prog="python -m benchmark.alpha_gradient", description=__doc__))
     except (d4rl.DatasetError, OSError) as error:
         sys.exit(str(error))

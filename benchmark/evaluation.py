@@ -8,6 +8,7 @@ time is paid in both cases.
 """
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,6 +64,10 @@ def longest(env_id: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def main(args: Args) -> None:
+    if unknown := set(args.env_ids) - set(d4rl.TASKS):
+        sys.exit(f"--env-ids {' '.join(sorted(unknown))}: not a task of D4RL (`python -m d4rl_gymnasium list`).")
+    if min(args.episodes, args.repeats) < 1:
+        sys.exit("--episodes and --repeats must be at least 1.")
     seconds = {env_id: [] for env_id in args.env_ids}
     actors = {env_id: longest(env_id) for env_id in args.env_ids}
     for _ in tqdm(range(args.repeats), desc="repeats", leave=False):
@@ -80,4 +85,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    main(tyro.cli(Args, prog="python -m benchmark.evaluation", description=__doc__))

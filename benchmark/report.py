@@ -182,7 +182,7 @@ def beside(titles: tuple[str, ...], means: list[dict], cells: list[dict], tasks:
 
 
 def table_3(groups: Groups) -> Page:
-    """Table 3: an algorithm, the same with ASPC in the same setting, what that gains, and the paper's three columns."""
+    """Table 3: an algorithm, the same with ASPC under the same protocol, what that gains, the paper's three columns."""
     firsts = {label: next(iter(tasks.values()))[0] for label, tasks in groups.items()}
     tasks, columns = list(published("3", "IQL")), []
     for base, ours in ((x, y) for x in groups for y in groups if firsts[y].script == f"aspc_{firsts[x].script}"):
@@ -202,8 +202,9 @@ def table_3(groups: Groups) -> Page:
     rows = [[name, *(column.get(name, "–") for _, column in columns)] for name in (*ran, "average")]
     return [
         heading("ASPC on other algorithms (the paper's Table 3)"),
-        text("Last checkpoint, mean ± standard deviation over seeds, in brackets their number. A gain is in points of "
-             "the score. Averages are over the tasks that ran with both; of these are the paper's numbers."),
+        text("Last checkpoint, mean ± standard deviation over seeds, in brackets their number. A base whose "
+             "column says --tuned has its per-task settings, ASPC one setting for all. A gain is in points of the score. "
+             "Averages are over the tasks that ran with both; of these are the paper's numbers."),
         table("table3", ["task", *(title for title, _ in columns)], rows),
     ]
 
@@ -502,4 +503,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    main(tyro.cli(Args, prog="python -m benchmark.report", description=__doc__))

@@ -44,7 +44,8 @@ class Run:
     def __post_init__(self):
         self.args, self.script, self.seed = self.config["args"], self.config["script"], self.config["seed"]
         self.task, self.dataset, self.device = self.args["env_id"], self.config["dataset"], self.config["device"]
-        self.commit = (self.config["commit"] or "unknown")[:7]
+        commits = [(where["commit"] or "unknown")[:7] for where in [self.config, *self.config.get("resumed", [])]]
+        self.commit = ", ".join(dict.fromkeys(commits))  # those of its resumptions too
         self.group = self.config["group"]  # seeds trained together in one process, whose time they share
         self.steps = int(self.rows[-1]["step"]) if self.rows else 0
         self.seconds = self.rows[-1]["seconds"] if self.rows else 0.0

@@ -572,6 +572,8 @@ def main(args: Args) -> None:
     for name, least in (("jobs", 0), ("threads", 1), ("seeds_per_run", 1), ("per_gpu", 0)):
         if getattr(args, name) < least:
             sys.exit(f"--{name.replace('_', '-')} must be at least {least}.")
+    if args.steps_per_second is not None and not args.steps_per_second > 0:
+        sys.exit("--steps-per-second must be positive.")
     if args.address and args.engine != "ray":
         sys.exit("--address is for --engine ray.")
     jobs, missing = make_plan(args)
@@ -585,6 +587,7 @@ def main(args: Args) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         sys.exit(f"Another benchmark.run is at work in {args.runs_dir}: two would train the same runs twice.")
+    jobs, missing = make_plan(args)  # again, with what another benchmark.run may have ended before it gave up the lock
     (logs / "stop").unlink(missing_ok=True)
     submit = ray_engine(args) if args.engine == "ray" else local_engine(args)
     stops = []
@@ -616,4 +619,7 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    try:
+        main(tyro.cli(Args, prog="python -m benchmark.run", description=__doc__))
+    except OSError as error:
+        sys.exit(str(error))

@@ -50,7 +50,7 @@ class Args:
     repeats: int = 15
     """measurements of each variant"""
     compile: bool = True
-    """time the compiled variants too (a minute of compilation each)"""
+    """time the compiled variants too (1 to 5 minutes of compilation each)"""
     device: str = "cpu"
     """cpu or cuda; on a GPU, periods are CUDA graphs, and the eager variants are not"""
     cpu_time: bool = False
@@ -209,7 +209,7 @@ def memory_of(variant: Variant, device: str) -> float:
     for _ in range(5):  # on a GPU three eager periods, then the graph's capture
         trained.advance()
     if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 2**20
+        return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status").read_text()  # getrusage would count the parent's memory, too
     return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 1024
 
@@ -233,6 +233,15 @@ def picture(rows: list[dict], path: Path) -> None:
 
 
 def main(args: Args) -> None:
+    for script in args.scripts:
+        if not (ROOT / f"{script}.py").is_file():
+            sys.exit(f"--scripts {script}: there is no {script}.py here.")
+    if min(args.repeats, *args.seeds, *args.batch_sizes, *args.widths) < 1:
+        sys.exit("--repeats, --seeds, --batch-sizes and --widths must be at least 1.")
+    if args.device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            sys.exit(f"--device {args.device}: PyTorch finds no GPU; measure with --device cpu.")
+        torch.cuda.set_device(torch.device(args.device).index or 0)
     torch.set_float32_matmul_precision(args.matmul_precision)
     # To torch.compile every `vmap` is one function, which it compiles 8 times and then runs eagerly, whatever was asked
     torch._dynamo.config.recompile_limit = 1000
@@ -279,4 +288,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    main(tyro.cli(Args, prog="python -m benchmark.speed", description=__doc__))

@@ -48,10 +48,10 @@ def random_data(seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def make_agent(script: str, **arguments):
+def make_agent(script: str, device: str = "cpu", **arguments):
     module = load_script(script)
     args = module.Args(**({"batch_size": 32, "total_steps": 1000} | arguments))
-    return module.Agent(args, random_data(), -np.ones(A, np.float32), np.ones(A, np.float32), "cpu")
+    return module.Agent(args, random_data(), -np.ones(A, np.float32), np.ones(A, np.float32), device)
 
 
 def stop_before_alpha(agent) -> tuple:

@@ -1,4 +1,4 @@
-"""What a CUDA graph demands of a period, checked without a GPU: it stays on the device and its memory does not grow."""
+"""What a GPU and its CUDA graphs demand, checked without one: all is on the device, stays there, and does not grow."""
 
 import gc
 from functools import partial
@@ -32,6 +32,61 @@ def test_detector_detects():
                 sync()
 
 
+class MetaAdam(torch.optim.Adam):
+    """Adam on the device "meta", which has no fused kernel: it only looks at what it is given."""
+
+    def __init__(self, parameters, lr, **_):
+        super().__init__(parameters, 0.1)
+        self.rate = lr
+
+    def step(self):
+        for p, state in self.state.items():
+            tensors = [p, p.grad, *state.values()] + torch.is_tensor(self.rate) * [self.rate]
+            assert all(tensor.is_meta for tensor in tensors)
+            assert p.grad.shape == p.shape and p.grad.is_contiguous()
+
+
+class MetaGenerator:
+    """The device "meta" draws no numbers."""
+
+    def __init__(self, device):
+        pass
+
+    def manual_seed(self, seed):
+        return self
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_works_on_another_device(monkeypatch, script):
+    """On "meta", which computes shapes alone and, as a GPU does, refuses to mix its tensors with the CPU's."""
+    monkeypatch.setattr(torch.optim, "Adam", MetaAdam)
+    monkeypatch.setattr(torch, "Generator", MetaGenerator)
+    agent = make_agent(script, "meta", num_seeds=2)
+    agent.period()
+    for name, tensor in (agent.tensors() | agent.metrics).items():
+        assert tensor.is_meta, name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_graph_equals_eager_and_resumes(float64, script):
+    """Six periods, three before the graph is recorded; and three, then three more in another agent."""
+    eager, graph = (make_agent(script, "cuda", num_seeds=2, cudagraph=on) for on in (False, True))
+    first, second = (make_agent(script, "cuda", num_seeds=2) for _ in range(2))
+    for _ in range(6):
+        eager.advance()
+        graph.advance()
+    for _ in range(3):
+        first.advance()
+    tensors = {name: tensor.cpu() for name, tensor in first.tensors().items()}
+    second.load(tensors, [generator.get_state() for generator in first.generators])
+    for _ in range(3):
+        second.advance()
+    for name, tensor in eager.tensors().items():
+        torch.testing.assert_close(graph.tensors()[name], tensor, rtol=0, atol=1e-9, msg=name)
+        torch.testing.assert_close(second.tensors()[name], tensor, rtol=0, atol=1e-9, msg=name)
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_period_stays_on_the_device(script):
     agent = make_agent(script, num_seeds=2)
@@ -42,11 +97,18 @@ def test_period_stays_on_the_device(script):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_state_stays_in_place(script):
-    """A captured graph writes to the addresses that it saw: no update may replace a tensor of the state."""
+    """A captured graph keeps to the addresses that it saw: no update may replace a tensor of the state or an input."""
+
+    def addresses() -> dict:
+        held = agent.tensors() | {name: value for name, value in vars(agent).items() if torch.is_tensor(value)}
+        noise = agent.noise if isinstance(agent.noise, tuple) else [agent.noise]
+        held |= {f"noise {i}": tensor for i, tensor in enumerate(noise)}
+        return {name: tensor.data_ptr() for name, tensor in held.items()}
+
     agent = make_agent(script)
-    before = {name: tensor.data_ptr() for name, tensor in agent.tensors().items()}
+    before = addresses()
     agent.advance()
-    assert before == {name: tensor.data_ptr() for name, tensor in agent.tensors().items()}
+    assert {"indices", "rows", "noise 0"} < set(before) and before == addresses()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -249,6 +249,9 @@ def test_resumed_run_equals_an_uninterrupted_one(finished, hopper, tmp_path, mon
     torch.manual_seed(12345)  # a fresh process would not have the old one's global generators
     resume(finished.script, runs[1])  # any directory of the group names it
     assert_same_runs(runs, finished.runs)
+    for run in runs:
+        (resumption,) = json.loads((run / "config.json").read_text())["resumed"]
+        assert resumption["step"] == 100 and resumption["versions"]["torch"] == torch.__version__
 
 
 @each_other
@@ -393,7 +396,14 @@ def test_resume_refuses(finished, hopper, tmp_path, monkeypatch):
     other = next(script for script in SCRIPTS if script != finished.script)
     assert Path(finished.script).name in command(monkeypatch, other, "--resume", str(runs[0]))
 
-    config = json.loads((runs[0] / "config.json").read_text())
+    written = (runs[0] / "config.json").read_text()
+    (runs[0] / "config.json").write_text(json.dumps(json.loads(written) | {"device": "NVIDIA H200"}))
+    assert "NVIDIA H200" in resumed(runs[0])
+    config = json.loads(written)
+    config["args"]["gone"] = 1
+    (runs[0] / "config.json").write_text(json.dumps(config))
+    assert "another version" in resumed(runs[0]) and "gone" in resumed(runs[0])
+    config = json.loads(written)
     config["args"]["dataset_path"] = str(write_dataset(tmp_path / "rows.hdf5", 11, 3, seed=1))
     (runs[0] / "config.json").write_text(json.dumps(config))
     assert "sha256" in resumed(runs[0])
@@ -532,6 +542,9 @@ BAD_INPUT = {
     "negative seed": ("--seed -1", "--seed"),
     "no steps": ("--total-steps 0", "--total-steps must be at least 1"),
     "unknown device": ("--device gpu", "--device"),
+    "device misspelt": ("--device cpux", "--device"),
+    "task of three parts": ("--env-id a:b:c", "--env-id a:b:c"),
+    "evaluation with a training argument": ("--eval {tmp} --batch-size 8", "drop --batch-size"),
     "video without a run": ("--render-video film.mp4", "--eval"),
     "wandb missing": ("--track", "pip install wandb"),
     "evaluation of no run": ("--eval {tmp}", "is not a run directory"),
@@ -543,8 +556,11 @@ BAD_INPUT = {
 }
 BAD_INPUT_ASPC = {
     "alpha starts at 0": ("--alpha-init 0", "--alpha-init must be positive"),
+    "alpha is no number": ("--alpha-init nan", "--alpha-init must be positive"),
+    "alpha learns backwards": ("--alpha-lr -1", "--alpha-lr at least 0"),
     "no average": ("--ema 1", "--ema"),
 }
+BAD_INPUT_TD3BC = {"minimise Q": ("--alpha -1", "--alpha")}
 BAD_INPUT_IQL = {
     "no expectile": ("--expectile 1", "--expectile"),
     "all dropped": ("--actor-dropout 1", "--actor-dropout"),
@@ -591,6 +607,7 @@ NOT_TUNED = {"no settings for the task": ("--env-id Pendulum-v1 --tuned", "no se
         pytest.param(script, *case, id=f"{name}-{script}")
         for cases, scripts in (
             (BAD_INPUT_ASPC, [script for script in SCRIPTS if script.startswith("aspc")]),
+            (BAD_INPUT_TD3BC, ["baselines/td3bc", "baselines/wpc", "baselines/a2pr"]),
             (BAD_INPUT_IQL, ["aspc_iql", "baselines/iql"]),
             (BAD_INPUT_IQL_ALONE, ["baselines/iql"]),
             (BAD_INPUT_CQL, ["aspc_cql", "baselines/cql"]),
@@ -631,6 +648,25 @@ def test_bad_input_gets_a_sentence(script, line, words, hopper, tmp_path, monkey
 @each_of_pair
 def test_gpu_where_there_is_none(script, monkeypatch):
     assert "--device cpu" in command(monkeypatch, script, "--device", "cuda")
+
+
+@each_of_pair
+@pytest.mark.parametrize("device, index", [("auto", 0), ("cuda", 0), ("cuda:1", 1)])
+def test_main_takes_the_gpu(monkeypatch, hopper, script, device, index):
+    """With PyTorch told of two GPUs: `main` sets the one that was asked for and hands it to the agent."""
+    module, given = load_script(script), []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", given.append, raising=False)
+
+    def agent(args, data, low, high, device):
+        given.append(torch.device(device))
+        raise StopIteration
+
+    monkeypatch.setattr(module, "Agent", agent)
+    with pytest.raises(StopIteration):
+        module.main(module.Args(env_id="hopper-medium-v2", dataset_path=str(hopper), device=device))
+    assert given[0] == index and given[1].type == "cuda" and given[1].index in (index, None)
 
 
 def test_process_ends_with_the_sentence(tmp_path):

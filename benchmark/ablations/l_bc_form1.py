@@ -32,11 +32,13 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
@@ -227,15 +229,15 @@ class Agent:
         actors, critics = [], []
         for seed in range(args.seed, args.seed + args.num_seeds):
             torch.manual_seed(seed)
-            actors.append(Actor(mean, std, low, high))
-            critics += [Critic(mean, std, len(low), args.robust_critic) for _ in range(2)]
+            actors.append(Actor(mean, std, low, high).to(device))
+            critics += [Critic(mean, std, len(low), args.robust_critic).to(device) for _ in range(2)]
         # One module of each kind lends its `forward`; the parameters are stacked beside it.
-        self.actor_net, self.critic_net = actors[0].to(device), critics[0].to(device)
+        self.actor_net, self.critic_net = actors[0], critics[0]
         self.low, self.high = low.to(device), high.to(device)
         K = args.num_seeds
-        self.actor: Params = {k: v.detach().to(device) for k, v in stack_module_state(actors)[0].items()}  # (K, ...)
+        self.actor: Params = {k: v.detach() for k, v in stack_module_state(actors)[0].items()}  # (K, ...)
         self.critics: Params = {
-            k: v.detach().unflatten(0, (K, 2)).contiguous().to(device)
+            k: v.detach().unflatten(0, (K, 2)).contiguous()
             for k, v in stack_module_state(critics)[0].items()
         }  # (K, 2, ...): the twins
         self.target_actor = {k: v.clone() for k, v in self.actor.items()}
@@ -271,6 +273,7 @@ class Agent:
             self.outer_gradient = torch.compile(self.outer_gradient)
         self.use_graph = args.cudagraph and self.device.type == "cuda"
         self.graph, self.warmup_periods = None, 3
+        self.stream = torch.cuda.Stream(self.device) if self.use_graph else None  # warms up and records
 
     def pi(self, actor: Params, s: Tensor) -> Tensor:
         return functional_call(self.actor_net, actor, (s,))
@@ -397,15 +400,14 @@ class Agent:
             self.period()
         elif self.warmup_periods > 0:  # capturing wants a few runs on a side stream first: updates like any other
             self.warmup_periods -= 1
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(self.stream):
                 self.period()
-            torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
         else:
             if self.graph is None:
                 self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph):  # records, runs nothing
+                with torch.cuda.graph(self.graph, stream=self.stream):  # records, runs nothing
                     self.period()
             self.graph.replay()
 
@@ -417,7 +419,8 @@ class Agent:
 
     def saved_actor(self, k: int) -> Params:
         """The actor of the k-th seed, its normalisation included: a state dict for `Actor`."""
-        return dict(self.actor_net.named_buffers()) | {name: p[k].clone() for name, p in self.actor.items()}
+        tensors = dict(self.actor_net.named_buffers()) | {name: p[k] for name, p in self.actor.items()}
+        return {name: tensor.clone().cpu() for name, tensor in tensors.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""
@@ -555,11 +558,13 @@ def load_tensors(path: Path) -> dict:
 def read_config(run: str) -> dict:
     try:
         config = json.loads((Path(run) / "config.json").read_text())
-        script = config["script"]
+        script, unknown = config["script"], set(config["args"]) - {f.name for f in fields(Args)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         sys.exit(f"{run} is not a run directory: no config.json of a run can be read there ({error}).")
     if script != Path(__file__).stem:
         sys.exit(f"{run} is a run of another script, {script}.")
+    if unknown:
+        sys.exit(f"{run} is a run of another version of this script: it has {', '.join(unknown)} among its arguments.")
     return config
 
 
@@ -589,14 +594,14 @@ def check(args: Args) -> None:
         least = 0 if f.name == "seed" else 1
         if f.type is int and getattr(args, f.name) < least:
             sys.exit(f"--{f.name.replace('_', '-')} must be at least {least}.")
-    if args.alpha_init <= 0 or not 0 <= args.ema < 1:
-        sys.exit("--alpha-init must be positive, and --ema at least 0 and below 1.")
+    if not (0 < args.alpha_init < math.inf and args.alpha_lr >= 0 and 0 <= args.ema < 1):
+        sys.exit("--alpha-init must be positive, --alpha-lr at least 0, and --ema at least 0 and below 1.")
     if args.render_video and not args.eval:
         sys.exit("--render-video records a saved actor: name its run directory with --eval.")
-    if not args.device.startswith(("auto", "cpu", "cuda")):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", args.device):
         sys.exit("--device must be auto, cpu, cuda or cuda:N.")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        sys.exit("--device cuda: PyTorch finds no GPU here; use --device cpu, or install a CUDA build of PyTorch.")
+    if args.device.startswith("cuda") and int(args.device[5:] or 0) >= torch.cuda.device_count():
+        sys.exit(f"--device {args.device}: PyTorch finds no such GPU; use --device cpu, or a CUDA build of PyTorch.")
     if args.track and importlib.util.find_spec("wandb") is None:
         sys.exit("--track needs Weights & Biases: pip install wandb.")
     if args.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
@@ -605,10 +610,12 @@ def check(args: Args) -> None:
 
 def main(args: Args) -> None:
     checkpoint = None
-    if args.resume:
-        given = [f.name for f in fields(args) if f.name != "resume" and getattr(args, f.name) != f.default]
+    if args.resume or args.eval:
+        own = ["resume"] if args.resume else ["eval", "final_eval_episodes", "render_video"]
+        given = [f.name for f in fields(args) if f.name not in own and getattr(args, f.name) != f.default]
         if given:
-            sys.exit(f"--resume takes every argument from the run: drop --{' --'.join(given).replace('_', '-')}.")
+            sys.exit(f"--{own[0]} takes this from the run itself: drop --{' --'.join(given).replace('_', '-')}.")
+    if args.resume:
         config = read_config(args.resume)
         paths = [Path(args.resume).resolve().parent / name for name in config["group"]]
         if (paths[-1] / "result.json").exists():
@@ -621,23 +628,30 @@ def main(args: Args) -> None:
         return evaluate_saved(args)
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda"):
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(torch.device(device).index or 0)
+        warnings.filterwarnings("ignore", message="This instance was constructed with capturable")  # it warms up first
     torch.set_float32_matmul_precision(args.matmul_precision)
 
     # --- Environment, data, agent ---
     try:
         env = gymnasium.make(args.env_id)
-    except (gymnasium.error.Error, ImportError, RuntimeError) as error:
+    except (gymnasium.error.Error, ImportError, RuntimeError, ValueError) as error:
         sys.exit(f"--env-id {args.env_id}: {error} (`python -m d4rl_gymnasium list` shows D4RL's tasks.)")
     dataset = d4rl.find_dataset(env, args.dataset_path, args.stand_in)
     if checkpoint and checkpoint["dataset_sha256"] != dataset.sha256:
         sys.exit(f"{dataset.path} is not the file that this run was trained on: its sha256 differs.")
+    if checkpoint and (config["device"] == "cpu") != (device == "cpu"):
+        sys.exit(f"{paths[0]} was trained on {config['device']}, whose random numbers {device} cannot continue.")
     agent = Agent(args, d4rl.qlearning_dataset(env, dataset), env.action_space.low, env.action_space.high, device)
     seeds = [args.seed + k for k in range(args.num_seeds)]
     step, seconds, history = 0, 0.0, [[] for _ in seeds]  # history: each seed's rows of metrics.csv
     if checkpoint:
         agent.load(checkpoint["tensors"], checkpoint["generators"])
         step, seconds, history = checkpoint["step"], checkpoint["seconds"], checkpoint["history"]
+        for seed, path in zip(seeds, paths, strict=True):  # config.json tells of each resumption with what it went on
+            config, here = read_config(str(path)), describe(args, seed, device, dataset, paths)
+            here = {"step": step} | {key: here[key] for key in ("device", "versions", "commit")}
+            save_json(path / "config.json", config | {"resumed": config.get("resumed", []) + [here]})
     else:
         timestamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         name = f"{args.env_id.replace('/', '-')}__{Path(__file__).stem}__%d__{timestamp}"
@@ -668,11 +682,10 @@ def main(args: Args) -> None:
 
     def require_finite(tensors: dict[str, Tensor]) -> None:
         """Exit at the first quantity, (K, ...), that is not finite, before it reaches an evaluation or a checkpoint."""
-        for name, tensor in tensors.items():
-            for seed, value in zip(seeds, tensor if tensor.ndim else [], strict=False):
-                if not value.isfinite().all():
-                    sys.exit(f"Seed {seed} diverged: {name} is not finite at step {step}; {paths[0]} keeps its last "
-                             "good checkpoint.")
+        finite = {name: t.isfinite().reshape(len(seeds), -1).all(1) for name, t in tensors.items() if t.ndim}
+        for i, k in torch.stack(list(finite.values())).logical_not().nonzero().tolist():  # waits for the device
+            sys.exit(f"Seed {seeds[k]} diverged: {list(finite)[i]} is not finite at step {step}. The last checkpoint "
+                     f"before, if there is one, is in {paths[0]}.")
 
     def save_checkpoint() -> None:
         state = {
@@ -704,10 +717,11 @@ def main(args: Args) -> None:
         )
         if not (log_due or eval_due or checkpoint_due or stop):
             continue
-        require_finite(agent.metrics | agent.tensors())  # waits for the device
+        require_finite(agent.metrics | agent.tensors())
         updates_per_second = (step - start_step) / (time.time() - start)
         seconds += time.time() - start
-        metrics = [{tag: value[k].item() for tag, value in agent.metrics.items()} for k in range(len(seeds))]
+        values = torch.stack([value.double() for value in agent.metrics.values()], 1).tolist()  # (K, metrics)
+        metrics = [dict(zip(agent.metrics, row, strict=True)) for row in values]
         for k in range(len(seeds)):
             log(k, metrics[k] | {"charts/SPS": updates_per_second})
         if eval_due:
@@ -760,4 +774,4 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         sys.exit("Interrupted. A run that has a checkpoint continues with --resume RUN_DIR.")
     except OSError as error:
-        sys.exit(f"{error}. What was saved before is intact: continue with --resume RUN_DIR.")
+        sys.exit(f"{error}. A run that has a checkpoint is intact: continue with --resume RUN_DIR.")
