@@ -487,10 +487,11 @@ def normalized_score(env_id: str, returns: np.ndarray) -> float | None:
     return 100 * float(d4rl.get_normalized_score(env_id, returns).mean()) if env_id in d4rl.ALL_TASKS else None
 
 
-def summary(env_id: str, returns: np.ndarray) -> str:
+def summary(env_id: str, returns: np.ndarray, source: str) -> str:
     score = normalized_score(env_id, returns)
     text = f"return {returns.mean():.1f} +- {returns.std():.1f} over {returns.size} episodes"
-    return text if score is None else f"{text}, normalized score {score:.1f}"
+    text += "" if score is None else f", normalized score {score:.1f}"
+    return text + " (trained on stand-in data)" * ("stand-in" in source)
 
 
 def evaluate_saved(args: Args) -> None:
@@ -507,7 +508,7 @@ def evaluate_saved(args: Args) -> None:
             return actor.action(actor(s, z))[None].numpy()
 
     returns = evaluate(act, env_id, [seed], args.final_eval_episodes, progress=True)
-    print(f"{env_id}, seed {seed}: {summary(env_id, returns)}")
+    print(f"{env_id}, seed {seed}: {summary(env_id, returns, config['dataset']['source'])}")
     if args.render_video:
         record_video(act, env_id, seed, args.render_video)
 
@@ -779,7 +780,7 @@ def main(args: Args) -> None:
             "best": max(history[k], key=lambda row: row["charts/episodic_return"]),
         }
         save_json(path / "result.json", result)
-        print(f"Seed {seeds[k]}: {summary(args.env_id, final_returns[k])}")
+        print(f"Seed {seeds[k]}: {summary(args.env_id, final_returns[k], dataset.source)}")
     for tracker in trackers:
         tracker.finish()
 

@@ -203,7 +203,7 @@ def table_3(groups: Groups) -> Page:
     return [
         heading("ASPC on other algorithms (the paper's Table 3)"),
         text("Last checkpoint, mean ± standard deviation over seeds, in brackets their number. A base whose "
-             "column says --tuned has its per-task settings, ASPC one setting for all. A gain is in points of the score. "
+             "column says --tuned has its per-task settings, ASPC one setting for all. A gain is in points of score. "
              "Averages are over the tasks that ran with both; of these are the paper's numbers."),
         table("table3", ["task", *(title for title, _ in columns)], rows),
     ]

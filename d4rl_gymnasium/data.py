@@ -200,7 +200,7 @@ def _open_hdf5(path: Path) -> Iterator[h5py.File]:
         raise DatasetError(f"{path} cannot be read: {os.strerror(error.errno)}.") from error
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # what h5py makes of damaged bytes
         what = "is damaged or was cut short" if h5py.is_hdf5(path) else "is not an HDF5 file"
-        raise DatasetError(f"{path} {what}: give another file, or delete it if it is a download and fetch it again.") from error
+        raise DatasetError(f"{path} {what}: give another file, or delete a damaged download to get it anew.") from error
 
 
 def _require_keys(raw: Mapping, name: str) -> None:
