@@ -2,10 +2,12 @@
 
 import gc
 from functools import partial
+from inspect import signature
 
+import numpy as np
 import pytest
 import torch
-from conftest import SCRIPTS, make_agent
+from conftest import SCRIPTS, A, S, make_agent
 from torch.utils._python_dispatch import TorchDispatchMode
 
 HOST = {
@@ -59,12 +61,17 @@ class MetaGenerator:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_works_on_another_device(monkeypatch, script):
     """On "meta", which computes shapes alone and, as a GPU does, refuses to mix its tensors with the CPU's."""
-    monkeypatch.setattr(torch.optim, "Adam", MetaAdam)
-    monkeypatch.setattr(torch, "Generator", MetaGenerator)
-    agent = make_agent(script, "meta", num_seeds=2)
-    agent.period()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim, "Adam", MetaAdam)
+        patch.setattr(torch, "Generator", MetaGenerator)
+        agent = make_agent(script, "meta", num_seeds=2)
+        agent.period()
     for name, tensor in (agent.tensors() | agent.metrics).items():
         assert tensor.is_meta, name
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: torch.ones(tensor.shape))  # "meta" has nothing to copy
+    generators = [[torch.Generator(), torch.Generator()]] * ("generators" in signature(agent.act).parameters)
+    assert agent.act(np.zeros((2, 4, S)), *generators).shape == (2, 4, A)
+    assert all(tensor.device.type == "cpu" for tensor in agent.saved_actor(1).values())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
