@@ -78,6 +78,8 @@ def load(run: Path) -> tuple[Probe, dict]:
     config = aspc_td3bc.read_config(str(run))
     if not (run / "checkpoint.pt").exists():
         sys.exit(f"{run} holds no checkpoint.pt: of seeds trained together it is the first's.")
+    if config["device"] != "cpu":
+        sys.exit(f"{run} was trained on {config['device']}, whose random numbers a CPU cannot continue.")
     args, checkpoint = aspc_td3bc.Args(**config["args"]), aspc_td3bc.load_tensors(run / "checkpoint.pt")
     env = gymnasium.make(args.env_id)
     dataset = d4rl.find_dataset(env, config["dataset"]["path"])
