@@ -232,7 +232,8 @@ def test_saved_actor_evaluates_as_it_acted(official_networks, tmp_path, monkeypa
     agent.advance()
     module.save_tensors(tmp_path / "actor.pt", agent.saved_actor(0))
     args = {"env_id": "hopper-medium-v2", "official_networks": official_networks}
-    module.save_json(tmp_path / "config.json", {"script": "a2pr", "seed": 0, "args": args})
+    config = {"script": "a2pr", "seed": 0, "args": args, "dataset": {"source": "own file"}}
+    module.save_json(tmp_path / "config.json", config)
     monkeypatch.setattr(module, "evaluate", lambda act, *_, **__: seen.append(act) or np.zeros((1, 1)))
     module.main(module.Args(eval=str(tmp_path)))
     observations = np.random.default_rng(1).normal(1.0, 2.0, (1, 7, S)).astype(np.float32)
