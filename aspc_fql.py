@@ -91,7 +91,7 @@ class Args:
     resume: str | None = None
     """continue the run in this directory, exactly where its checkpoint stands; takes no other argument"""
     eval: str | None = None
-    """evaluate the actor saved in this run directory instead of training"""
+    """evaluate the actor saved in this run directory (with --final-eval-episodes and --render-video, if you like)"""
     render_video: str | None = None
     """with --eval: record the first episode into this .mp4 file"""
     track: bool = False
