@@ -39,6 +39,7 @@ class Task:
     # environment's module:
     collected_rows: int | None = None  # of D4RL's file, or nearly so
     collected_by: str = ""
+    collected_rule: int = 1  # counts up when the rows change; what an earlier rule collected is collected anew
     collect_kwargs: Mapping[str, Any] = field(default_factory=dict)
     download_first: bool = False  # collected from other policies than D4RL's: only where D4RL's file cannot be had
 
@@ -141,7 +142,8 @@ def _maze2d() -> Iterator[Task]:
             "d4rl_gymnasium.maze2d:Maze2dEnv",
             {"maze": maze},
             collected_rows=rows,
-            collected_by="waypoint controller",
+            collected_by="noisy waypoint controller",
+            collected_rule=2,  # 1 had no noise, and no repeated observations
             collect_kwargs={"maze": maze},
         )
 
