@@ -563,7 +563,7 @@ def _collect(task: Task, target: Path) -> None:
     if target.exists():
         say(
             f"{target} was collected by version {rule_of(target)} of the rule for {task.env_id}, which is now "
-            f"{task.collected_rule}: it is collected anew, and runs on the old data cannot be resumed."
+            f"{task.collected_rule}: it is collected anew. Runs on the old data cannot be resumed."
         )
     say(f"Collecting {task.collected_rows:,} rows of {task.env_id} into {target}")
     module = importlib.import_module(task.entry_point.split(":")[0])
@@ -604,7 +604,7 @@ def _record_path(path: Path) -> Path:
 
 def _store(part: Path, target: Path, sha256: str, source: str) -> None:
     """Give a finished file its name; its record first, so that it never stands without one, or with another's."""
-    target.unlink(missing_ok=True)  # there only if an earlier rule collected it
+    target.unlink(missing_ok=True)  # there only if another rule collected it
     _record_path(target).write_text(f"# {source}\n{sha256}  {target.name}\n", encoding="utf-8")
     os.replace(part, target)
 

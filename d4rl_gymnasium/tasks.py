@@ -39,7 +39,7 @@ class Task:
     # environment's module:
     collected_rows: int | None = None  # of D4RL's file, or nearly so
     collected_by: str = ""
-    collected_rule: int = 1  # counts up when the rows change; what an earlier rule collected is collected anew
+    collected_rule: int = 1  # counts up when the rows change; what another rule collected is collected anew
     collect_kwargs: Mapping[str, Any] = field(default_factory=dict)
     download_first: bool = False  # collected from other policies than D4RL's: only where D4RL's file cannot be had
 
