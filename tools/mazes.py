@@ -1,12 +1,15 @@
 """The table of docs/tasks.md: what the data that we collect for maze2d hold, beside what is known of D4RL's files.
 
-    python tools/mazes.py           # collects what is missing, up to 7 million rows, into the cache directory
+    python tools/mazes.py                           # collects what is missing, 7 million rows, into the cache directory
+    python tools/mazes.py --seeds 6 --maze umaze    # mean and deviation over seeds, of collections that are not kept
 """
+
+import argparse
 
 import h5py
 import numpy as np
 
-from d4rl_gymnasium import TASKS, data
+from d4rl_gymnasium import TASKS, data, maze2d
 from d4rl_gymnasium.maze2d import MAZES, find_cells
 
 # Of D4RL's files, as people who read them printed it. docs/tasks.md says who.
@@ -57,7 +60,24 @@ def cell(value: float | tuple[float, float] | None) -> str:
     return f"{value:,}" if isinstance(value, int | np.integer) else f"{value:.4f}"
 
 
+def over_seeds(maze: str, seeds: int) -> None:
+    rows = TASKS[f"maze2d-{maze}-v1"].collected_rows
+    samples = [statistics(maze, maze2d.collect(maze, rows, seed)) for seed in range(seeds)]
+    for name in samples[0]:
+        values = np.array([sample[name] for sample in samples], dtype=float)
+        print(f"{name}: {values.mean(axis=0).round(4)} ± {values.std(axis=0, ddof=1).round(4)}")
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--maze", choices=MAZES, default="umaze", help="whose seeds")
+    parser.add_argument("--seeds", type=int, help="collect a maze with so many seeds, 0 and up, instead of the table")
+    parser.add_argument("--noise", type=float, default=maze2d.NOISE, help="of the actions, with --seeds")
+    args = parser.parse_args()
+    if args.seeds:
+        maze2d.NOISE = args.noise
+        return over_seeds(args.maze, args.seeds)
+
     columns = {}
     for maze in MAZES:
         with h5py.File(data.collect(TASKS[f"maze2d-{maze}-v1"]).path) as file:
