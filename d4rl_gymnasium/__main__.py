@@ -231,8 +231,8 @@ def main() -> None:
         "collect",
         help="collect stand-ins for D4RL's MuJoCo data, or maze2d's data",
         description="Collect a stand-in for D4RL's data of a MuJoCo task (halfcheetah, hopper, walker2d), one to three "
-        "minutes a million rows, from behaviour policies that come with this package; or maze2d's data, from its "
-        "noisy waypoint controller. No network is used. Scores on stand-ins are not comparable with published D4RL scores.",
+        "minutes a million rows, from behaviour policies that come with this package; or maze2d's data, from a noisy "
+        "waypoint controller. No network is used. Scores on stand-ins are not comparable with published D4RL scores.",
     )
     command.add_argument("env_id", metavar="ENV_ID", nargs="+", help="D4RL tasks, e.g. hopper-medium-v2")
     command.set_defaults(run=collect)
