@@ -231,3 +231,10 @@ def get_normalized_score(env_id: str, episode_return: float | np.ndarray) -> flo
     if env_id not in ALL_TASKS:
         raise ValueError(f"{env_id} has no reference scores: it is not one of D4RL's tasks, nor of OGBench's ten")
     return ALL_TASKS[env_id].score(np.asarray(episode_return))
+
+
+def percent_score(env_id: str, returns: np.ndarray) -> float | None:
+    """The mean episode's score in percent: D4RL's, 0 a random policy's and 100 an expert's; OGBench's, the rate of
+    success; None for a task without reference scores.
+    """
+    return 100 * float(get_normalized_score(env_id, returns).mean()) if env_id in ALL_TASKS else None
