@@ -28,8 +28,6 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value, jvp, vmap
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils._pytree import tree_map
-from torchopt.transform import scale_by_adam
-from torchopt.transform.scale_by_adam import ScaleByAdamState
 
 import d4rl_gymnasium as d4rl
 from offline_run import Run, RunArgs, evaluate_saved, launch
@@ -45,12 +43,11 @@ LEARNING_RATE = 3e-4
 @dataclass
 class Args(RunArgs):
     env_id: tuple[str, ...] = ("halfcheetah-medium-v2",)
-    """the task: an id of D4RL or OGBench (`python -m d4rl_gymnasium list`), or any gymnasium id with --dataset-path;
-    several of one robot are trained side by side"""
+    """tasks of D4RL or OGBench (`python -m d4rl_gymnasium list`), or one of gymnasium with --dataset-path"""
     seed: int = 0
     """the first seed: it fixes initial weights, batches, noise and evaluation episodes"""
     num_seeds: int = 1
-    """seeds trained side by side: seed, seed+1, ... (meant for a GPU, which one learner leaves almost idle)"""
+    """seeds of each task: seed, seed+1, ... All tasks and seeds train side by side, for one leaves a GPU almost idle"""
     total_steps: int = 1_000_000
     """gradient steps (critic updates), rounded up to whole periods of 2 x alpha-interval"""
     batch_size: int = 256
@@ -183,8 +180,7 @@ class ReplayBuffer:
                 torch.as_tensor(transitions[key], dtype=dtype).reshape(len(transitions["rewards"]), -1)
                 for key in ("observations", "actions", "next_observations", "rewards", "terminals")
             )
-            mean = torch.as_tensor(transitions["observations"].mean(0, dtype=np.float64), dtype=dtype)
-            std = torch.as_tensor(transitions["observations"].std(0, dtype=np.float64) + 1e-3, dtype=dtype)
+            mean, std = s.double().mean(0).to(dtype), (s.double().std(0, correction=0) + 1e-3).to(dtype)
             tables.append(torch.cat([(s - mean) / std, a, (next_s - mean) / std, r, d], 1))
             self.mean += num_seeds * [mean]
             self.std += num_seeds * [std]
@@ -206,12 +202,13 @@ class ReplayBuffer:
 
 # --- The agent: losses of one learner, updates of all -----------------------------------------------------------------
 
+Metrics = dict[str, Tensor]  # by tag
+
 
 class Agent:
     """K learners, tasks x seeds, side by side: a network of theirs is a matrix (K, n), its rows independent."""
 
-    # What torch.compile takes whole. Of the update that moves α it takes the parts; it cannot take torchopt under `jvp`.
-    compiled = ("update", "critic_steps", "actor_gradient", "alpha_slope", "alpha_step", "actor_step")
+    compiled = ("update",)  # what torch.compile takes whole
 
     def __init__(self, args: Args, data: list[dict[str, np.ndarray]], low: np.ndarray, high: np.ndarray, device: str):
         """data: D4RL's transitions of each task; low, high: (A,) bounds of the actions."""
@@ -234,7 +231,6 @@ class Agent:
         self.pi, self.q = Function(actor.to(device)), Function(twins[0].to(device))
         self.low, self.high = low.to(device), high.to(device)
 
-        self.alpha_updates = max(1, args.total_steps // self.period_steps)
         rho = args.alpha_init + math.log(-math.expm1(-args.alpha_init))  # α = softplus(ρ) stays positive; Adam moves ρ
         self.rho = torch.full((len(seeds),), rho, dtype=dtype, device=device)
         self.rho_adam = Adam(self.rho)
@@ -242,7 +238,7 @@ class Agent:
 
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         self.noise = torch.zeros(*self.buffer.indices.shape, action_dim, dtype=dtype, device=device)
-        self.metrics: dict[str, Tensor] = {}  # tag -> (K,), as of the last period
+        self.metrics: Metrics = {}  # tag -> (K,), as of the last period
 
     def all(self, function):
         """A function of one learner for all K: the first axis of what it takes and gives counts the learners."""
@@ -268,12 +264,12 @@ class Agent:
         """Sum over the twins of mean (Q_j(s, a) − y)²."""
         return (self.twins(phi, s, a) - y).square().mean(1).sum()
 
-    def inner_loss(self, theta: Tensor, phi: Tensor, alpha: Tensor, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    def inner_loss(self, theta: Tensor, phi: Tensor, alpha: Tensor, s: Tensor, a: Tensor) -> tuple[Tensor, Metrics]:
         """Eq. 4: −λ mean Q_1(s, π(s)) + mean ‖π(s) − a‖²,  λ = α / mean |Q_1(s, π(s))| without gradient."""
         pi = self.pi(theta, s)
-        q = self.q(phi[0], s, pi)
-        lam = alpha / q.abs().mean().detach()
-        return -lam * q.mean() + (pi - a).square().mean(), q.mean()
+        q, bc = self.q(phi[0], s, pi), (pi - a).square().mean()
+        loss = -alpha / q.abs().mean().detach() * q.mean() + bc
+        return loss, {"losses/actor": loss, "losses/q": q.mean()}
 
     # --- ASPC: the learnable scale ---
 
@@ -284,7 +280,7 @@ class Agent:
 
     def outer_loss(
         self, new_theta: Tensor, theta: Tensor, phi: Tensor, alpha: Tensor, ema: Tensor, s: Tensor, a: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Metrics]:
         """Eqs. 6 to 9 at θ̃ = new_theta, which alone carries a gradient. ‖·‖² is a mean over action dimensions, sup a
         maximum over the batch, and ΔQ the step of an average of mean Q over the updates of α, as in the released code.
         """
@@ -296,48 +292,35 @@ class Agent:
         l_q = delta_q.square()  # eq. 7
         l_bc = delta_q.detach().square() * bc.max() * (new_bc - bc).abs().max()  # eq. 8
         loss = l_alpha + self.args.l_q_coef * l_q + self.args.l_bc_coef * l_bc  # eq. 9
-        metrics = {
+        return loss, {
             "losses/outer": loss, "losses/L_alpha": l_alpha, "losses/L_Q": l_q, "losses/L_BC": l_bc,
             "aspc/delta_q": delta_q, "aspc/bc": new_bc.mean(),
         }
-        return loss, metrics
 
     def inner_step(self, g: Tensor) -> Tensor:
         """θ̃: where Adam's next step will lead the actors, as a differentiable function of their gradient (eq. 5)."""
-        moments = ScaleByAdamState(mu=[self.actor_adam.m], nu=[self.actor_adam.v], count=[self.actor_adam.t])
-        # eps_root keeps the derivative of √v finite where v = 0 (dead ReLUs) and is too small to change the step
-        (direction,), _ = scale_by_adam(eps_root=1e-30).update([g], moments, inplace=False)
-        return self.theta - LEARNING_RATE * direction
+        adam = self.actor_adam
+        m, v = torch.lerp(adam.m, g, 0.1), torch.lerp(adam.v, g * g, 0.001)
+        # 1e-30 keeps the derivative of √v finite where v = 0 (dead ReLUs) and is too small to change the step
+        root = (v / (1 - 0.999 * adam.beta2_t) + 1e-30).sqrt() + 1e-8
+        return self.theta - LEARNING_RATE / (1 - 0.9 * adam.beta1_t) * m / root
 
-    def alpha_slope(self, s: Tensor) -> Tensor:
-        """∂g/∂α of all learners."""
-        return self.all(grad(self.inner_slope))(self.theta, self.phi, s)
-
-    def alpha_step(self, new_theta: Tensor, slope: Tensor, s: Tensor, a: Tensor) -> dict[str, Tensor]:
-        """One step on ρ along ∂L_outer/∂θ̃ · ∂θ̃/∂α · ∂α/∂ρ (eq. 10), given θ̃ and its slope ∂θ̃/∂α."""
-        alpha = F.softplus(self.rho)
+    def update_alpha(self, g: Tensor, alpha: Tensor, s: Tensor, a: Tensor) -> Metrics:
+        """One step on ρ along ∂L_outer/∂θ̃ · ∂θ̃/∂α · ∂α/∂ρ (eq. 10), before θ takes the step along g that it judges."""
+        g_slope = self.all(grad(self.inner_slope))(self.theta, self.phi, s)  # ∂g/∂α
+        new_theta, slope = jvp(self.inner_step, (g,), (g_slope,))  # θ̃, ∂θ̃/∂α
         outer_g, metrics = self.all(grad(self.outer_loss, has_aux=True))(
             new_theta, self.theta, self.phi, alpha, self.ema, s, a
         )
         rho_g = (outer_g * slope).sum(1) * self.rho.sigmoid()  # the derivative of softplus
-        decay = 0.01 ** (self.rho_adam.t / self.alpha_updates)
+        decay = 0.01 ** (self.rho_adam.t / max(1, self.args.total_steps // self.period_steps))
         self.rho_adam.step(self.rho, rho_g, self.args.alpha_lr * self.args.alpha_interval / 10 * decay)
         self.ema += metrics["aspc/delta_q"]
         return metrics | {"aspc/alpha": alpha, "aspc/alpha_grad": rho_g}
 
-    def update_with_alpha(self, s, a, next_s, r, d, noise) -> dict[str, Tensor]:
-        """Like `update`; and before θ takes its step, α moves by what that step would do."""
-        metrics = self.critic_steps(s, a, next_s, r, d, noise)
-        s, a = s[:, 1], a[:, 1]
-        g, more = self.actor_gradient(s, a)
-        new_theta, slope = jvp(self.inner_step, (g,), (self.alpha_slope(s),))
-        metrics |= more | self.alpha_step(new_theta, slope, s, a)
-        self.actor_step(g)
-        return metrics
-
     # --- Updates of all learners ---
 
-    def critic_steps(self, s, a, next_s, r, d, noise) -> dict[str, Tensor]:
+    def critic_steps(self, s, a, next_s, r, d, noise) -> Metrics:
         """Two steps of the critics. The targets rest meanwhile, so that one pass gives the y of both."""
         both = [x.flatten(1, 2) for x in (next_s, r, d, noise)]  # (K, 2B, ...)
         y = self.all(self.target)(self.target_theta, self.target_phi, *both).unflatten(1, (POLICY_FREQ, -1))
@@ -346,24 +329,16 @@ class Agent:
             self.critic_adam.step(self.phi, g)
         return {"losses/critic": loss}
 
-    def actor_gradient(self, s: Tensor, a: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """g = ∇_θ L_inner of all learners, and metrics."""
-        g, (loss, q) = self.all(grad_and_value(self.inner_loss, has_aux=True))(
-            self.theta, self.phi, F.softplus(self.rho), s, a
-        )
-        return g, {"losses/actor": loss, "losses/q": q}
-
-    def actor_step(self, g: Tensor) -> None:
-        """θ along g, and the targets after θ and φ."""
+    def update(self, s, a, next_s, r, d, noise, move_alpha: bool = False) -> Metrics:
+        """Two gradient steps, from batches (K, 2, B, ...): critics twice, policy and targets once."""
+        metrics, alpha = self.critic_steps(s, a, next_s, r, d, noise), F.softplus(self.rho)
+        s, a = s[:, 1], a[:, 1]
+        g, more = self.all(grad(self.inner_loss, has_aux=True))(self.theta, self.phi, alpha, s, a)
+        if move_alpha:
+            more |= self.update_alpha(g, alpha, s, a)
         self.actor_adam.step(self.theta, g)
         self.target_theta.lerp_(self.theta, TAU)
         self.target_phi.lerp_(self.phi, TAU)
-
-    def update(self, s, a, next_s, r, d, noise) -> dict[str, Tensor]:
-        """Two gradient steps of TD3+BC, from batches (K, 2, B, ...): critics twice, policy and targets once."""
-        metrics = self.critic_steps(s, a, next_s, r, d, noise)
-        g, more = self.actor_gradient(s[:, 1], a[:, 1])
-        self.actor_step(g)
         return metrics | more
 
     def period(self) -> None:
@@ -371,7 +346,7 @@ class Agent:
         *pairs, last = zip(*(x.split(POLICY_FREQ, 1) for x in (*self.buffer.batches(), self.noise)), strict=True)
         for pair in pairs:
             self.update(*pair)
-        self.metrics = self.update_with_alpha(*last)
+        self.metrics = self.update(*last, move_alpha=True)
 
     # --- What a run needs ---
 
@@ -407,7 +382,6 @@ def main(args: Args) -> None:
         return evaluate_saved(args, __file__, load_policy, d4rl.percent_score)
     run = Run(args, __file__)  # a new run, or with --resume one that stopped
     args = run.args
-    check(args)
     tasks = d4rl.load_tasks(args.env_id, args.dataset_path, args.stand_in)
     agent = Agent(args, tasks.transitions, tasks.low, tasks.high, run.device)
     run.start(agent, tasks.files, d4rl.percent_score)

@@ -61,19 +61,17 @@ def parts(function, vectors: torch.Tensor) -> list[torch.Tensor]:
 
 
 def stop_before_alpha(agent) -> tuple[torch.Tensor, ...]:
-    """Advances to the update that moves α and not through it, critics excepted: that update's batches (K, 2, B, ...)."""
+    """Advances to the first step on α and not through it: the arguments that `update_alpha` would have had."""
     given = []
 
-    def stop(*batches):
-        given.extend(batches)
-        agent.critic_steps(*batches)
+    def stop(*arguments):
+        given.extend(arguments)
         raise StopIteration
 
-    agent.update_with_alpha = stop
+    agent.update_alpha = stop
     with pytest.raises(StopIteration):
         agent.advance()
-    del agent.update_with_alpha
-    agent.critic_steps = lambda *_: {}  # they have been made
+    del agent.update_alpha
     return tuple(given)
 
 

@@ -14,66 +14,62 @@ from torchopt.transform.scale_by_adam import ScaleByAdamState
 
 @functools.cache  # the tests leave the agent as it was
 def agent_at(updates: int, dead: bool = False):
-    """Two seeds whose next policy update is their `updates`-th and moves α, and the batches that it will see."""
+    """Two seeds whose next policy update is their `updates`-th and moves α, and the batch s, a that it will see."""
     agent = make_agent("aspc_td3bc", num_seeds=2, alpha_interval=updates)
     if dead:  # the first layer's units never fire
         parts(agent.pi, agent.theta)[1].fill_(-1e3)
-    batches = stop_before_alpha(agent)
+    _, _, *batch = stop_before_alpha(agent)
     assert agent.actor_adam.t == updates - 1
-    return agent, batches
+    return agent, batch
 
 
-def hypergradient(agent, batches):
-    """∂L_outer/∂ρ as update_with_alpha takes it, (K,); the agent stays as it was."""
+def hypergradient(agent, batch):
+    """∂L_outer/∂ρ as update_alpha takes it, (K,); the agent stays as it was."""
     before = {name: tensor.clone() for name, tensor in agent.tensors().items()}
-    metrics = agent.update_with_alpha(*batches)
+    alpha = F.softplus(agent.rho)
+    metrics = agent.update_alpha(inner_gradient(agent, alpha, batch), alpha, *batch)
     for name, tensor in agent.tensors().items():
         tensor.copy_(before[name])
     return metrics["aspc/alpha_grad"]
 
 
-def inner_gradient(agent, alpha, batches):
-    """∇_θ L_inner (K, n) at α (K,), on the batch of the policy's update."""
-    gradient, _ = vmap(grad(agent.inner_loss, has_aux=True))(agent.theta, agent.phi, alpha, *policy_batch(batches))
+def inner_gradient(agent, alpha, batch):
+    """∇_θ L_inner (K, n) at α (K,)."""
+    gradient, _ = vmap(grad(agent.inner_loss, has_aux=True))(agent.theta, agent.phi, alpha, *batch)
     return gradient
 
 
-def policy_batch(batches):
-    """s, a of the second step, at which the policy is updated."""
-    return batches[0][:, 1], batches[1][:, 1]
-
-
-def outer_gradient(agent, batches):
+def outer_gradient(agent, batch):
     """∂L_outer/∂θ̃ at θ̃(ρ): (K, n)."""
-    inputs = step_of_rho(agent, agent.rho, batches), agent.theta, agent.phi, F.softplus(agent.rho), agent.ema
-    return vmap(grad(agent.outer_loss, has_aux=True))(*inputs, *policy_batch(batches))[0]
+    inputs = step_of_rho(agent, agent.rho, batch), agent.theta, agent.phi, F.softplus(agent.rho), agent.ema
+    return vmap(grad(agent.outer_loss, has_aux=True))(*inputs, *batch)[0]
 
 
 def relative(x, y):
     return ((x - y).abs() / y.abs()).max().item()
 
 
-def policy_terms(agent, theta, batches):
+def policy_terms(agent, theta, batch):
     """mean Q_1(s, π(s)), mean |Q_1(s, π(s))| (K,) and ‖π(s) − a‖² (K, B)."""
-    s, a = policy_batch(batches)
+    s, a = batch
     pi = vmap(agent.pi)(theta, s)
     q = vmap(agent.q)(agent.phi[:, 0], s, pi)
     return q.mean(1), q.abs().mean(1), (pi - a).square().mean(-1)
 
 
-def step_of_rho(agent, rho, batches):
+def step_of_rho(agent, rho, batch):
     """θ̃(ρ)"""
-    return agent.inner_step(inner_gradient(agent, F.softplus(rho), batches))
+    return agent.inner_step(inner_gradient(agent, F.softplus(rho), batch))
 
 
-def outer_of_rho(agent, batches):
+def outer_of_rho(agent, batch):
     """ρ -> L_outer (K,), eqs. 6 to 8, with every quantity under a stop-gradient held at its value for the present ρ."""
-    alpha, (_, _, bc) = F.softplus(agent.rho), policy_terms(agent, agent.theta, batches)
-    q_now, q_scale, _ = policy_terms(agent, step_of_rho(agent, agent.rho, batches), batches)
+    alpha, (_, _, bc) = F.softplus(agent.rho), policy_terms(agent, agent.theta, batch)
+    q_now, q_scale, _ = policy_terms(agent, step_of_rho(agent, agent.rho, batch), batch)
     delta_q_now = 0.005 * (q_now - agent.ema)
 
     def outer(rho):
-        q, _, new_bc = policy_terms(agent, step_of_rho(agent, rho, batches), batches)
+        q, _, new_bc = policy_terms(agent, step_of_rho(agent, rho, batch), batch)
         l_alpha = -alpha * q / q_scale + new_bc.mean(1)
         l_q = (0.005 * (q - agent.ema)) ** 2
         l_bc = delta_q_now**2 * bc.amax(1) * (new_bc - bc).abs().amax(1)
@@ -90,29 +86,29 @@ def central_difference(f, step):
 
 @pytest.mark.parametrize("updates", [20, 400])
 def test_central_differences(float64, updates):
-    agent, batches = agent_at(updates)
-    outer = outer_of_rho(agent, batches)
-    assert relative(hypergradient(agent, batches), central_difference(lambda h: outer(agent.rho + h), 1e-2)) < 1e-6
+    agent, batch = agent_at(updates)
+    outer = outer_of_rho(agent, batch)
+    assert relative(hypergradient(agent, batch), central_difference(lambda h: outer(agent.rho + h), 1e-2)) < 1e-6
 
 
 def test_central_differences_at_the_first_step(float64):
     """Adam's first step is g / (|g| + ε): ρ hardly moves it, and the difference of two losses drowns in rounding. So
     the differences are taken of the step itself and meet ∂L_outer/∂θ̃ after that."""
-    agent, batches = agent_at(1)
+    agent, batch = agent_at(1)
 
     def adam_step(rho):
-        g = inner_gradient(agent, F.softplus(rho), batches)
+        g = inner_gradient(agent, F.softplus(rho), batch)
         return -3e-4 * (g / (g.abs() + 1e-8))
 
     derivative = central_difference(lambda h: adam_step(agent.rho + h), 1e-5)
-    assert relative(hypergradient(agent, batches), (outer_gradient(agent, batches) * derivative).sum(1)) < 1e-6
+    assert relative(hypergradient(agent, batch), (outer_gradient(agent, batch) * derivative).sum(1)) < 1e-6
 
 
 @pytest.mark.parametrize("updates", [1, 20, 400])
 def test_closed_form(float64, updates):
     """dθ̃/dα = −lr [ k1 / (√v̂ + ε) − m̂ / (√v̂ + ε)² · k2 g / √v̂ ] ∂g/∂α, with k_i = (1 − β_i) / (1 − β_i^t)."""
-    agent, batches = agent_at(updates)
-    at_alpha = lambda alpha: inner_gradient(agent, torch.full((2,), alpha), batches)  # noqa: E731
+    agent, batch = agent_at(updates)
+    at_alpha = lambda alpha: inner_gradient(agent, torch.full((2,), alpha), batch)  # noqa: E731
     g_q = at_alpha(1.0) - at_alpha(0.0)  # the gradient is affine in α
     g = at_alpha(0.0) + F.softplus(agent.rho)[:, None] * g_q
     k1, k2 = 0.1 / (1 - 0.9**updates), 0.001 / (1 - 0.999**updates)
@@ -120,31 +116,31 @@ def test_closed_form(float64, updates):
     root = (k2 * (g**2 + 999 * agent.actor_adam.v)).sqrt()
     second = torch.where(root > 0, m / (root + 1e-8) ** 2 * k2 * g / root, 0.0)
     d_new_theta = -3e-4 * (k1 / (root + 1e-8) - second) * g_q
-    expected = (outer_gradient(agent, batches) * d_new_theta).sum(1) * agent.rho.sigmoid()
+    expected = (outer_gradient(agent, batch) * d_new_theta).sum(1) * agent.rho.sigmoid()
     # at the first step the bracket cancels to 1e-5 of its terms, and with it their digits
-    assert relative(hypergradient(agent, batches), expected) < (1e-6 if updates == 1 else 1e-9)
+    assert relative(hypergradient(agent, batch), expected) < (1e-6 if updates == 1 else 1e-9)
 
 
 @pytest.mark.parametrize("updates", [1, 20, 400])
 def test_torchopt_end_to_end(float64, updates):
     """Autograd straight through torchopt's whole optimiser and the outer loss, as the released code has it."""
-    agent, batches = agent_at(updates)
+    agent, batch = agent_at(updates)
     rho = agent.rho.clone().requires_grad_()
-    gradient = inner_gradient(agent, F.softplus(rho), batches)
+    gradient = inner_gradient(agent, F.softplus(rho), batch)
     adam = torchopt.adam(3e-4, eps_root=1e-30)
     moments = ScaleByAdamState(mu=[agent.actor_adam.m], nu=[agent.actor_adam.v], count=[agent.actor_adam.t.long()])
     state = tuple(moments if isinstance(part, ScaleByAdamState) else part for part in adam.init([agent.theta]))
     step, _ = adam.update([gradient], state, inplace=False)
     (new_theta,) = torchopt.apply_updates([agent.theta], step, inplace=False)
     inputs = new_theta, agent.theta, agent.phi, F.softplus(agent.rho), agent.ema
-    loss, _ = vmap(agent.outer_loss)(*inputs, *policy_batch(batches))
+    loss, _ = vmap(agent.outer_loss)(*inputs, *batch)
     loss.sum().backward()
-    assert relative(hypergradient(agent, batches), rho.grad) < 1e-9
+    assert relative(hypergradient(agent, batch), rho.grad) < 1e-9
 
 
 @pytest.mark.parametrize("updates", [1, 20])
 def test_dead_units_give_no_nan(updates):
-    agent, batches = agent_at(updates, dead=True)
+    agent, batch = agent_at(updates, dead=True)
     assert all((v == 0).any() for v in parts(agent.pi, agent.actor_adam.v)[:2])
-    result = hypergradient(agent, batches)
+    result = hypergradient(agent, batch)
     assert result.isfinite().all() and (result != 0).all()
