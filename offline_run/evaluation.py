@@ -1,0 +1,194 @@
+"""Evaluation: an episode's return is a pure function of policy, task, seed and number, here or in other processes."""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import gymnasium
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+CHUNK = 5  # episodes stepped together: always as many rows, for a matrix product rounds by its size
+
+
+# --- Episodes ---------------------------------------------------------------------------------------------------------
+
+
+def episodes(
+    policy: nn.Module, env_id: str, seed: int, first: int, number: int, max_episode_steps: int | None = None
+) -> np.ndarray:
+    """Undiscounted returns (number,) of a seed's evaluation episodes `first` to `first + number - 1`, of one chunk:
+    `first` is a multiple of CHUNK and `number` at most CHUNK.
+
+    policy(observations (CHUNK, S), generator) -> actions (CHUNK, A), on the CPU. Every evaluation of a seed starts from
+    the same initial states, and draws the same numbers. Exits with a sentence at a reward or observation that is NaN.
+    """
+    envs = [gymnasium.make(env_id, max_episode_steps=max_episode_steps) for _ in range(number)]
+    with plain_arithmetic():
+        returns = play(policy, envs, seed, first)
+    for env in envs:
+        env.close()
+    return returns
+
+
+@contextlib.contextmanager
+def plain_arithmetic() -> Iterator[None]:
+    """One thread and full precision, whatever training uses: the same numbers in every process."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+
+
+def play(policy: nn.Module, envs: list[gymnasium.Env], seed: int, first: int) -> np.ndarray:
+    """Returns (len(envs),) of the seed's episodes from `first` on, one in each environment, stepped together."""
+    policy.eval()
+    floating = (t.dtype for t in policy.state_dict().values() if t.is_floating_point())
+    rows = torch.zeros(CHUNK, *envs[0].observation_space.shape, dtype=next(floating, torch.get_default_dtype()))
+    observations = rows.numpy()  # the same memory
+    generator = torch.Generator().manual_seed((1000 * seed + first) % 2**63)
+    space = envs[0].action_space
+    returns, running = np.zeros(len(envs)), list(range(len(envs)))
+    for e, env in enumerate(envs):
+        observations[e] = env.reset(seed=1000 * seed + first + e)[0]
+    while running:
+        with torch.no_grad():
+            actions = policy(rows, generator).numpy()
+        actions = np.clip(actions, space.low, space.high)  # rounding may leave them by one unit in the last place
+        if np.issubdtype(space.dtype, np.integer):
+            actions = actions.round().astype(space.dtype)
+        for e in running.copy():
+            observations[e], reward, terminated, truncated, _ = envs[e].step(actions[e])
+            returns[e] += reward
+            if not (np.isfinite(returns[e]) and np.isfinite(observations[e]).all()):
+                sys.exit(f"{envs[e].spec.id}: a reward or observation is not a finite number in episode {first + e}.")
+            if terminated or truncated:
+                running.remove(e)
+    return returns
+
+
+def check_environment(env_id: str, max_episode_steps: int | None) -> None:
+    """Exit with a sentence where episodes may never end; say so where actions are rounded."""
+    env = gymnasium.make(env_id, max_episode_steps=max_episode_steps)
+    if env.spec.max_episode_steps is None:
+        sys.exit(f"{env_id} has no step limit, so an episode may never end: give one with --max-episode-steps.")
+    if np.issubdtype(env.action_space.dtype, np.integer):
+        print(f"{env_id} takes whole numbers as actions: those of the policy are rounded.")
+    env.close()
+
+
+# --- Processes --------------------------------------------------------------------------------------------------------
+
+
+def begin_worker() -> None:
+    """A worker process outlives Ctrl-C, which its parent answers, and never its parent."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+    def die_with_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=die_with_parent, daemon=True).start()
+
+
+def chunk(policy: bytes, *arguments) -> np.ndarray:
+    """`episodes` with the policy as bytes. Reading those imports the script, and so registers its tasks."""
+    return episodes(pickle.loads(policy), *arguments)
+
+
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """A process started in here never sees Ctrl-C, not even while it starts; this one does afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Evaluator:
+    """Plays episodes: in `workers` processes, started when first needed, or in place where there are none."""
+
+    def __init__(self, workers: int, max_episode_steps: int | None = None):
+        self.workers, self.max_episode_steps = workers, max_episode_steps
+        context = multiprocessing.get_context("spawn")  # a fork would inherit the GPU's state and every lock
+        self.pool = ProcessPoolExecutor(workers, context, begin_worker) if workers else None
+
+    def submit(self, policies: list[nn.Module], learners: list[tuple[str, int]], number: int) -> "Evaluation":
+        """Begin `number` episodes of each policy on its learner's (env_id, seed)."""
+        chunks = []
+        for policy, (env_id, seed) in zip(policies, learners, strict=True):
+            saved = pickle.dumps(policy)
+            for first in range(0, number, CHUNK):
+                arguments = (saved, env_id, seed, first, min(CHUNK, number - first), self.max_episode_steps)
+                chunks.append((arguments, self.start(arguments)))
+        return Evaluation(self, chunks, len(learners), number)
+
+    def start(self, arguments: tuple) -> Future | None:
+        if not self.workers:
+            return None
+        try:
+            with signals_wait():
+                return self.pool.submit(chunk, *arguments)
+        except BrokenProcessPool:
+            self.give_up()
+
+    def give_up(self) -> None:
+        if self.workers:
+            tqdm.write("A process that evaluates has died (out of memory?): from now on in place.", sys.stderr)
+        self.workers = 0
+
+    def close(self) -> None:
+        """End the processes, whatever they are at."""
+        if self.pool:
+            for process in list((self.pool._processes or {}).values()):
+                process.kill()  # a public call does that from Python 3.14 on
+            self.pool.shutdown(cancel_futures=True)
+
+
+class Evaluation:
+    """Episodes under way."""
+
+    def __init__(self, evaluator: Evaluator, chunks: list[tuple[tuple, Future | None]], learners: int, number: int):
+        self.evaluator, self.chunks, self.shape = evaluator, chunks, (learners, number)
+
+    def done(self) -> bool:
+        """Whether `returns` need not wait for another process."""
+        return all(future is None or future.done() for _, future in self.chunks)
+
+    def returns(self) -> np.ndarray:
+        """The returns (K, number), when all are there; a bar on a terminal if that takes longer than two seconds."""
+        results = []
+        with tqdm(
+            desc="evaluation", total=int(np.prod(self.shape)), unit="episode", leave=False, delay=2, disable=None
+        ) as bar:
+            for arguments, future in self.chunks:
+                results.append(self.result(arguments, future))
+                bar.update(len(results[-1]))
+        return np.concatenate(results).reshape(self.shape)
+
+    def result(self, arguments: tuple, future: Future | None) -> np.ndarray:
+        if future is not None:
+            try:
+                return future.result()
+            except BrokenProcessPool:
+                self.evaluator.give_up()
+        return chunk(*arguments)
