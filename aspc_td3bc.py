@@ -384,7 +384,7 @@ def main(args: Args) -> None:
     args = run.args
     tasks = d4rl.load_tasks(args.env_id, args.dataset_path, args.stand_in)
     agent = Agent(args, tasks.transitions, tasks.low, tasks.high, run.device)
-    run.start(agent, tasks.files, d4rl.percent_score)
+    run.start(agent, tasks, d4rl.percent_score)
     while run.goes_on():
         agent.advance()  # one period of gradient steps
         run.advanced()  # metrics, evaluation and checkpoint where they are due

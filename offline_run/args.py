@@ -44,6 +44,10 @@ class Evaluation:
 
 @dataclass
 class Files:
+    dataset_path: str | None = None
+    """an HDF5 file in D4RL's layout, or minari:NAME, instead of the task's own data"""
+    stand_in: bool = True
+    """a MuJoCo task whose D4RL file cannot be had: train on a stand-in that is collected here, and mark the run so"""
     runs_dir: str = "runs"
     """the folder that receives one run directory per learner (a task and a seed)"""
     checkpoint_interval: int = 5_000
@@ -81,6 +85,9 @@ class Tracking:
 @dataclass
 class RunArgs(Tracking, Device, Files, Evaluation):
     """What a run needs to know beside its method. `--help` shows a class of fields as a section."""
+
+    def check(self) -> None:
+        """Exit with a sentence where an argument of the method cannot work: a script's own."""
 
 
 # --- The command line -------------------------------------------------------------------------------------------------

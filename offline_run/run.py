@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from offline_run import files
+from offline_run.acceleration import compile_agent, graph_agent, load_state
 from offline_run.args import RunArgs, check, device_of, flag, found, learners, processes, refuse_others, with_paths
-from offline_run.compilation import compile_agent
 from offline_run.evaluation import Evaluation, Evaluator, check_environment
 from offline_run.log import Log, Progress, summary
 from offline_run.signals import Signals
@@ -31,7 +31,7 @@ CHECKPOINT = {
 
 
 class Agent(Protocol):
-    """What a run asks of K learners that train side by side. `sizes`, if there is one: each task's transitions."""
+    """What a run asks of K learners that train side by side."""
 
     period_steps: int
     """gradient steps of one `advance`"""
@@ -43,13 +43,13 @@ class Agent(Protocol):
     """names of the methods that --compile compiles"""
 
     def advance(self) -> None:
-        """One period of gradient steps."""
+        """Draw a period's random numbers, and call `period`."""
+
+    def period(self) -> None:
+        """One period of gradient steps, on the device alone: it reads and writes always the same tensors."""
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, but for the generators, (K, ...) or scalars: the tensors themselves."""
-
-    def load(self, tensors: dict[str, Tensor], generator_states: list[Tensor]) -> None:
-        """Take these values, which `tensors` and `generators` had when a checkpoint was written."""
 
     def policy(self, k: int) -> nn.Module:
         """Learner k's policy, a copy on the CPU: policy(observations (E, S), generator) -> actions (E, A). One that
@@ -73,6 +73,7 @@ class Run:
         if args.resume:
             args = self.reopen(args)
         check(args)
+        args.check()
         self.args, self.learners, self.device = args, learners(args), device_of(args)
         if self.checkpoint and (self.configs[0]["device"] == "cpu") != (self.device == "cpu"):
             sys.exit(f"{self.paths[0]} was trained on {self.configs[0]['device']}, whose random numbers {self.device} "
@@ -101,13 +102,14 @@ class Run:
         changes = {name: getattr(given, name) for name in CHANGEABLE if hasattr(given, name)}
         return replace(args, **{name: value for name, value in changes.items() if value != getattr(default, name)})
 
-    def start(self, agent: Agent, datasets: list, percent_score: Callable[[str, np.ndarray], float | None]) -> None:
+    def start(self, agent: Agent, tasks: Any, percent_score: Callable[[str, np.ndarray], float | None]) -> None:
         """Begin, or go on where the checkpoint stands: files, logs, signals, and compilation where it pays.
 
-        datasets: one a task, each with `path`, `sha256` and `source`. percent_score(env_id, returns) -> the mean
+        tasks: `files`, one a task, each with `path`, `sha256` and `source`; `transitions`, one dict of arrays a task.
+        percent_score(env_id, returns) -> the mean
         episode's score, or None where there are no reference scores. Exits with a sentence where the run cannot be.
         """
-        self.agent, self.datasets, self.percent_score = agent, datasets, percent_score
+        self.agent, self.datasets, self.percent_score = agent, tasks.files, percent_score
         args = self.args
         for name, value in vars(args).items():
             if isinstance(value, float) and not math.isfinite(value):
@@ -121,13 +123,11 @@ class Run:
         if self.checkpoint:
             self.restore()
         else:
-            self.paths = files.create(args, self.script, self.device, datasets)
+            self.paths = files.create(args, self.script, self.device, self.datasets)
             self.lock = files.lock(self.paths[0])
             self.configs = [files.read_config(path, self.script.stem, type(args))[0] for path in self.paths]
-        sizes = getattr(agent, "sizes", [None] * len(datasets))
-        for env_id, size, dataset in zip(args.env_id, sizes, datasets, strict=True):
-            transitions = "" if size is None else f"{int(size):,} transitions "
-            print(f"{env_id}: {transitions}({dataset.source}), on {self.device}")
+        for env_id, transitions, dataset in zip(args.env_id, tasks.transitions, self.datasets, strict=True):
+            print(f"{env_id}: {len(transitions['rewards']):,} transitions ({dataset.source}), on {self.device}")
         print(*self.paths, sep="\n", flush=True)
 
         busy = torch.get_num_threads() if self.device == "cpu" else 1
@@ -135,7 +135,7 @@ class Run:
         self.log = Log(self.paths, self.step + (self.pending is None), self.configs, args)
         self.signals = Signals()
         self.progress = Progress(self.step, args.total_steps)
-        self.compile()
+        self.accelerate()
         if self.pending:  # the checkpoint was written while this evaluation was under way
             self.log.scalars(self.step, [logged(row) for row in self.pending])
             self.evaluate(self.pending)
@@ -222,7 +222,7 @@ class Run:
                     raise ValueError("its history is another")
             if {len(checkpoint["history"]), len(checkpoint["pending"] or self.paths)} != {len(self.paths)}:
                 raise ValueError("it is of another number of learners")
-            agent.load(checkpoint["tensors"], checkpoint["generators"])
+            load_state(agent, checkpoint["tensors"], checkpoint["generators"])
         except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
             cause = (str(error).splitlines() or [type(error).__name__])[0]
             sys.exit(f"{path} is not a checkpoint of this version of the script: {cause}.")
@@ -234,7 +234,7 @@ class Run:
             config["resumed"] = [*config.get("resumed", []), {"step": self.step} | here]
             files.save_json(path / "config.json", config)
 
-    def compile(self) -> None:
+    def accelerate(self) -> None:
         args = self.args
         pays = self.device != "cpu" and args.total_steps >= COMPILE_FROM and found("cc", "gcc", "clang", "cl")
         if args.compile == "on" or (args.compile == "auto" and pays):
@@ -243,6 +243,8 @@ class Run:
                     compile_agent(self.agent)
             except KeyboardInterrupt:
                 pass  # training ends before it begins
+        if args.cudagraph and self.device != "cpu":
+            graph_agent(self.agent)
 
     def read_metrics(self) -> list[dict[str, float]]:
         """Each learner's metrics, by one transfer from the device. Exits with a sentence if one of them, or of all that
