@@ -20,5 +20,6 @@ from offline_run.run import Agent, Run
 from offline_run.saved import evaluate_saved
 
 __all__ = [
-    "Agent", "Run", "RunArgs", "compile_agent", "episodes", "evaluate_saved", "graph_agent", "launch", "load_state", "parse",
+    "Agent", "Run", "RunArgs", "compile_agent", "episodes", "evaluate_saved", "graph_agent", "launch", "load_state",
+    "parse",
 ]  # fmt: skip

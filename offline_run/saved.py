@@ -24,8 +24,8 @@ def evaluate_saved(
     The episodes are those of the run's final evaluation, to the last digit. load_policy: the script's policy from the
     tensors of an actor.pt. Exits with a sentence where there is no such run or actor.
     """
-    args = with_paths(args)
     refuse_others(args, "eval", "final_eval_episodes", "render_video", "eval_workers")
+    args = with_paths(args)
     check(args)
     run = Path(args.eval)
     config, trained = read_config(run, Path(script).stem, type(args))
