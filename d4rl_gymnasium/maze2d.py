@@ -15,9 +15,9 @@ import mujoco
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
 from gymnasium.spaces import Box
-from tqdm import tqdm
 
 from d4rl_gymnasium.physics import compile_model
+from d4rl_gymnasium.progress import Progress
 from d4rl_gymnasium.tasks import TASKS
 
 # Rows of the maze from top to bottom: `#` wall, `O` free, `G` goal (free, too).
@@ -197,7 +197,7 @@ def collect(maze: str, rows: int, seed: int, progress: bool = True) -> dict[str,
     timeouts = np.zeros(rows, bool)
 
     waypoints, walk_start = [], 0
-    for row in tqdm(range(rows), desc=f"collecting maze2d-{maze}", unit=" rows", disable=not progress):
+    for row in Progress(range(rows), desc=f"collecting maze2d-{maze}", unit=" rows", disable=not progress):
         # Plain numbers: for two of them numpy would take four times as long as the physics.
         (x, y), (vx, vy) = qpos.tolist(), qvel.tolist()
 
