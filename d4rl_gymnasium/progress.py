@@ -24,10 +24,13 @@ class Progress(tqdm_package.tqdm):
 class _Lines:
     """A file for tqdm, whose bars, drawn one over the other, come out as lines."""
 
+    last = ""
+
     def write(self, text: str) -> None:
         line = text.strip("\r\n ")
-        if line:
+        if line and line != self.last:
             say(line)
+            self.last = line
 
     def flush(self) -> None:
         sys.stderr.flush()

@@ -955,6 +955,9 @@ def test_fetch_several(command, cache, host, hdf5_bytes, small_umaze):
     assert code == 1 and "hopper-random-v2: D4RL's file is not on this machine" in errors
     code, _, errors = command("fetch", "hopper-medum-v2")
     assert code == 1 and "Did you mean hopper-medium-v2?" in errors
+    for env_id in ("Pendulum-v1", "HalfCheetah-v5"):
+        code, _, errors = command("fetch", env_id)
+        assert code == 1 and f"{env_id} is an environment of gymnasium's, without data: only D4RL's tasks" in errors
 
 
 def test_fetch_the_original(command, cache, host, tmp_path):
