@@ -170,7 +170,9 @@ def describe(dataset: DatasetFile, rows: Rows, horizon: int | None, env_id: str 
         show("order", disorder)
     if ogbench:
         show("episodes", f"{np.count_nonzero(raw['timeouts']):,}")
-    elif not transitions.is_shuffled(rows, horizon):
+    elif transitions.is_shuffled(rows, horizon):
+        show("episodes", "not to be told; an algorithm that needs next actions (ReBRAC) cannot use these rows")
+    else:
         returns = transitions.episode_returns(rows, horizon)
         show("episodes", f"{len(returns):,} that end in the data")
         if len(returns):
@@ -253,7 +255,7 @@ def main() -> None:
     command.set_defaults(run=collect)
 
     command = commands.add_parser("check", help="read a whole file and say whether it can be trained on")
-    command.add_argument("file", metavar="FILE", help="an HDF5 file in D4RL's layout, or minari:NAME")
+    command.add_argument("file", metavar="FILE", help="an HDF5 or .npz file in D4RL's layout, or minari:NAME")
     command.add_argument(
         "--env-id", metavar="ID", help="compare with this environment (else known by D4RL's file names)"
     )

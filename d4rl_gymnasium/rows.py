@@ -18,8 +18,8 @@ import numpy as np
 from d4rl_gymnasium.tasks import OGBenchTask, Task
 
 RAW_KEYS = ("observations", "actions", "rewards", "terminals")
-OWN_KEYS = (*RAW_KEYS, "timeouts", "truncations", "next_observations")
-D4RL_KEYS = (*RAW_KEYS, "timeouts")  # some of its files have `next_observations`, and it uses them in none
+D4RL_KEYS = (*RAW_KEYS, "timeouts", "truncations")  # D4RL has the former, and gymnasium's word for them means the same
+OWN_KEYS = (*D4RL_KEYS, "next_observations")  # some of D4RL's files have these as well, and it uses them in none
 OGBENCH_KEYS = ("observations", "actions", "terminals", "qpos")
 MATRICES = ("observations", "next_observations", "actions", "qpos")  # (rows, dimensions); the others are (rows,)
 FLAGS = ("terminals", "timeouts", "truncations")
@@ -114,7 +114,7 @@ def check_arrays(stored: Mapping, name: str) -> dict[str, np.ndarray]:
         arrays = {key: _converted(key, array[()], name) for key, array in stored.items()}
     except MemoryError:
         raise too_large from None
-    if "truncations" in arrays:  # gymnasium's word for it
+    if "truncations" in arrays:
         arrays["timeouts"] = arrays.pop("truncations") | arrays.get("timeouts", False)
     if arrays.get("next_observations", arrays["observations"]).shape != arrays["observations"].shape:
         raise DatasetError(f"{name}: next_observations have other dimensions than observations.")

@@ -41,7 +41,7 @@ def qlearning_dataset(
     else:
         name = "the dataset"
         require(RAW_KEYS, sorted(dataset), name)
-        arrays = {key: np.asarray(dataset[key]) for key in (*D4RL_KEYS, "truncations") if key in dataset}
+        arrays = {key: np.asarray(dataset[key]) for key in D4RL_KEYS if key in dataset}
         rows = Rows(check_arrays(arrays, name), own=False)
         check_fits(rows, env, name)
         check_bounds(rows, env, name)
