@@ -59,7 +59,8 @@ def discard(part: Path) -> None:
 
 def _continue(url: str, part: Path, present: int, pace: "Pace") -> bool:
     """One connection; whether all of the file is there after it."""
-    noted = _note(part).read_text("latin-1").split("\n") if present and _note(part).exists() else []
+    text = _note(part).read_text("latin-1") if present and _note(part).exists() else ""
+    noted = text.split("\n") if re.fullmatch(r"[ -~]*\n\d{0,18}", text) else []  # tag or date, size
     headers = {"Range": f"bytes={present}-"} if present else {}
     if noted and noted[0]:
         headers["If-Range"] = noted[0]  # the host then sends a file that has changed from its start
@@ -75,20 +76,20 @@ def _continue(url: str, part: Path, present: int, pace: "Pace") -> bool:
     with response:
         if response.status == http.client.PARTIAL_CONTENT:
             span = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", response.headers.get("Content-Range", ""))
-            total = int(span[2]) if span and span[2] != "*" else None
-            version = [_version(response), str(total)]
-            if not span or int(span[1]) != present or (noted and noted != version):
+            version = [_version(response), span[2].strip("*") if span else ""]
+            if not span or int(span[1]) != present or _differ(noted, version):
                 discard(part)  # these bytes do not follow those
                 return False
+            version = noted or version
         elif response.status == http.client.OK:
             present = 0  # the host does not continue files, or this one has changed: from the start
-            length = response.headers.get("Content-Length")
-            if length is not None and not re.fullmatch(r"\d{1,18}", length):
-                raise ConnectionError(f"an odd answer, Content-Length: {length!r}")
-            total = int(length) if length else None
-            version = [_version(response), str(total)]
+            size = response.headers.get("Content-Length", "")
+            if not re.fullmatch(r"\d{0,18}", size):
+                raise ConnectionError(f"an odd answer, Content-Length: {size!r}")
+            version = [_version(response), size]
         else:
             raise ConnectionError(f"an odd answer, HTTP status {response.status}")
+        total = int(version[1]) if version[1] else None
         with (
             open(part, "ab" if present else "wb") as file,
             Progress(desc=url.rsplit("/", 1)[-1], total=total, initial=present, unit="B", unit_scale=True) as bar,
@@ -132,6 +133,12 @@ def _version(response: http.client.HTTPResponse) -> str:
     """By what the host tells this version of a file from another, as If-Range takes it."""
     tag = response.headers.get("ETag", "")
     return tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
+
+
+def _differ(noted: list[str], version: list[str]) -> bool:
+    """Whether a tag, date or size that both tell is not the same; an answer to If-Range need not tell them all."""
+    pairs = zip(noted, version, strict=False)
+    return any(a and b and a != b and a.startswith('"') == b.startswith('"') for a, b in pairs)
 
 
 def _open(request: urllib.request.Request) -> http.client.HTTPResponse:

@@ -216,18 +216,22 @@ def test_the_same_version_goes_on(cache, host, hdf5_bytes):  # noqa: F811
     assert [wanted for _, wanted in host.requests] == [None, "bytes=500000-"]
 
 
+MONDAY, TUESDAY = "Mon, 01 Jan 2024 00:00:00 GMT", "Tue, 02 Jan 2024 00:00:00 GMT"
+
+
 @pytest.mark.parametrize(
-    "span, more",
+    "first, span, then",
     [
-        ("bytes {start}-9999/10000", {"ETag": '"2"'}),
-        ("bytes {start}-9999/10000", {"Last_Modified": "Tue, 02 Jan 2024 00:00:00 GMT"}),
-        ("bytes {start}-19999/20000", {"ETag": '"1"'}),  # another size
-        ("bytes 0-9999/10000", {"ETag": '"1"'}),  # other bytes than were asked for
-        ("pages 7", {"ETag": '"1"'}),
-        (None, {"ETag": '"1"'}),
+        ({"ETag": '"1"'}, "bytes {start}-9999/10000", {"ETag": '"2"'}),
+        ({"Last_Modified": MONDAY}, "bytes {start}-9999/10000", {"Last_Modified": TUESDAY}),
+        ({"ETag": '"1"'}, "bytes {start}-19999/20000", {"ETag": '"1"'}),  # another size
+        ({}, "bytes {start}-19999/20000", {}),
+        ({"ETag": '"1"'}, "bytes 0-9999/10000", {"ETag": '"1"'}),  # other bytes than were asked for
+        ({}, "pages 7", {}),
+        ({}, None, {}),
     ],
 )
-def test_bytes_that_do_not_follow_are_not_appended(tmp_path, quick, span, more):
+def test_bytes_that_do_not_follow_are_not_appended(tmp_path, quick, first, span, then):
     """A host that knows Range and not If-Range."""
     content, newer, requests = os.urandom(10_000), os.urandom(10_000), []
 
@@ -236,15 +240,47 @@ def test_bytes_that_do_not_follow_are_not_appended(tmp_path, quick, span, more):
         requests.append(start)
         if start:
             line = f"Content-Range: {span.format(start=start)}\r\n" if span else ""
-            lines = "".join(f"{key.replace('_', '-')}: {value}\r\n" for key, value in more.items())
+            lines = "".join(f"{key.replace('_', '-')}: {value}\r\n" for key, value in then.items())
             connection.sendall(f"HTTP/1.1 206 Partial Content\r\n{line}{lines}\r\n".encode() + newer[start:])
+        elif len(requests) == 1:
+            connection.sendall(head(0, 10_000, **first) + content[:4000])
         else:
-            body = newer if len(requests) > 1 else content[:4000]
-            connection.sendall(head(0, 10_000, ETag='"1"' if len(requests) == 1 else '"2"') + body)
+            connection.sendall(head(0, 10_000, **then) + newer)
 
     with server(answer) as url:
         download.download(f"{url}/file", tmp_path / "part")
     assert (tmp_path / "part").read_bytes() == newer and requests == [0, 4000, 0]
+
+
+@pytest.mark.parametrize("size", ["10000", "*"])
+@pytest.mark.parametrize("first", [{"ETag": '"1"'}, {"Last_Modified": MONDAY}, {"ETag": 'W/"1"'}])
+@pytest.mark.parametrize("then", [{}, {"ETag": 'W/"1"'}, {"Last_Modified": MONDAY}])
+def test_an_answer_short_of_words_goes_on(tmp_path, quick, first, then, size):
+    """An answer to If-Range need not repeat what the host said of the file before."""
+    content, requests = os.urandom(10_000), []
+
+    def answer(connection, request):
+        start = first_byte(request)
+        requests.append(start)
+        if start:
+            lines = "".join(f"{key.replace('_', '-')}: {value}\r\n" for key, value in then.items())
+            line = f"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {start}-9999/{size}\r\n"
+            connection.sendall(f"{line}{lines}\r\n".encode() + content[start : start + 4000])
+        else:
+            connection.sendall(head(0, 10_000, **first) + content[:4000])
+
+    with server(answer) as url:
+        download.download(f"{url}/file", tmp_path / "part")
+    assert (tmp_path / "part").read_bytes() == content and requests == [0, 4000, 8000]
+
+
+@pytest.mark.parametrize("note", ["", "half", "\x00\xff\n10", '"1"\n-3', '"1"\n10\n10'])
+def test_a_note_that_cannot_be_read(tmp_path, note):
+    (tmp_path / "part").write_bytes(b"01234")
+    (tmp_path / "part.version").write_text(note, "latin-1")
+    with server(lambda c, request: c.sendall(head(first_byte(request), 10, ETag='"1"') + b"56789")) as url:
+        download.download(f"{url}/file", tmp_path / "part")
+    assert (tmp_path / "part").read_bytes() == b"0123456789"
 
 
 def test_if_range_is_sent(tmp_path):
