@@ -9,9 +9,11 @@ Each module's docstring says what it holds; docs/tasks.md and docs/data.md are t
 
 import gymnasium
 
-from d4rl_gymnasium.data import DatasetError, DatasetFile, find_dataset, qlearning_dataset, read_dataset
+from d4rl_gymnasium.data import DatasetFile, find_dataset
+from d4rl_gymnasium.rows import DatasetError
 from d4rl_gymnasium.tasks import ALL_TASKS, OGBENCH_TASKS, TASKS, Task, get_normalized_score, percent_score
 from d4rl_gymnasium.training import Tasks, load_tasks
+from d4rl_gymnasium.transitions import qlearning_dataset, read_dataset
 
 __all__ = [
     "ALL_TASKS",

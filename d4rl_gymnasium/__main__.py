@@ -24,7 +24,10 @@ from d4rl_gymnasium import (
     data,
     find_dataset,
     get_normalized_score,
+    transitions,
 )
+from d4rl_gymnasium.progress import say
+from d4rl_gymnasium.rows import Rows, read_rows
 from d4rl_gymnasium.tasks import KNOWN_SHA256, OGBenchTask
 
 DOWNLOADS_AT_ONCE = 4
@@ -78,12 +81,17 @@ def info(args: argparse.Namespace) -> None:
         if task.download_first:
             show("", f"or a stand-in: python -m d4rl_gymnasium collect {args.env_id}")
     else:
-        describe(dataset, data.read_dataset(dataset, env), horizon, args.env_id)
+        describe(dataset, transitions.load(dataset, env), horizon, args.env_id)
 
 
 def tasks_of(env_ids: list[str]) -> list[Task]:
     for env_id in env_ids:
         if env_id not in ALL_TASKS:
+            if env_id in gymnasium.registry:
+                raise DatasetError(
+                    f"{env_id} is an environment of gymnasium's, without data: only D4RL's tasks and OGBench's "
+                    "have files. Give your own with --dataset-path."
+                )
             near = difflib.get_close_matches(env_id, ALL_TASKS, n=1)
             hint = f"Did you mean {near[0]}?" if near else "`python -m d4rl_gymnasium list` shows them."
             raise DatasetError(f"{env_id} is not one of D4RL's tasks. {hint}")
@@ -94,9 +102,9 @@ def attempt(get: Callable[[Task], DatasetFile], task: Task) -> bool:
     try:
         dataset = get(task)
     except DatasetError as error:
-        data.say(f"error: {error}")
+        say(f"error: {error}")
         return False
-    data.say(f"{task.env_id}: {dataset.path} ({megabytes(dataset.path)}), {dataset.source}")
+    say(f"{task.env_id}: {dataset.path} ({megabytes(dataset.path)}), {dataset.source}")
     return True
 
 
@@ -127,18 +135,19 @@ def check(args: argparse.Namespace) -> None:
     if env_id:
         env = shape_of(env_id)
         dataset = find_dataset(env, args.file)
-        describe(dataset, data.read_dataset(dataset, env), env.spec.max_episode_steps, env_id)
+        describe(dataset, transitions.load(dataset, env), env.spec.max_episode_steps, env_id)
         if name in KNOWN_SHA256:
             same = dataset.sha256 == KNOWN_SHA256[name]
             show("D4RL's release", "the same file" if same else "ANOTHER file (its sha256 differs)")
         print(f"ok: data for {env_id}")
     else:
         dataset = data.given(args.file)
-        describe(dataset, data.load(dataset.path), None, None)
+        describe(dataset, read_rows(dataset.path, own=dataset.own), None, None)
         print("ok: finite rows in D4RL's layout; --env-id ID also compares them with an environment")
 
 
-def describe(dataset: DatasetFile, raw: dict[str, np.ndarray], horizon: int | None, env_id: str | None) -> None:
+def describe(dataset: DatasetFile, rows: Rows, horizon: int | None, env_id: str | None) -> None:
+    """What is in a file, and what training will see of it. DatasetError where that is nothing."""
     show("file", dataset.path)
     show("sha256", dataset.sha256)
     show("source", dataset.source)
@@ -146,22 +155,33 @@ def describe(dataset: DatasetFile, raw: dict[str, np.ndarray], horizon: int | No
         with h5py.File(dataset.path, "r") as file:
             for key in sorted(set(file.attrs) - {"source", "env_id"}):
                 show(f"  {key}", file.attrs[key])
-    show("rows", f"{len(raw['rewards']):,}")
+    raw, ogbench = rows.arrays, env_id in OGBENCH_TASKS and not rows.own
+    show("rows", f"{len(rows):,}")
     show("dimensions", f"observations {raw['observations'].shape[1]}, actions {raw['actions'].shape[1]}")
-    if env_id in OGBENCH_TASKS:  # whose episodes go on after the task's goal
-        show("rows at the goal", f"{np.count_nonzero(raw['terminals']):,}")
+    # OGBench's episodes go on after a task's goal
+    show("rows at the goal" if ogbench else "terminals", f"{np.count_nonzero(raw['terminals']):,}")
+    if not ogbench:
+        show("timeouts", f"{np.count_nonzero(raw['timeouts']):,}" if "timeouts" in raw else "not in the file")
+    show("not read", ", ".join(rows.unread) or "nothing: all is used")
+
+    seen = transitions.make_transitions(rows, horizon, str(dataset.path))
+    show("transitions", f"{len(seen['rewards']):,}, of which {np.count_nonzero(seen['terminals']):,} are terminal")
+    show("rows dropped", transitions.told(transitions.dropped_rows(rows, horizon), rows) or "none")
+    show("by", "what the data say" if rows.own else f"{Task.benchmark}'s rule")
+    disorder = transitions.disorder(rows, horizon)
+    if disorder:
+        show("order", disorder)
+    if ogbench:
         show("episodes", f"{np.count_nonzero(raw['timeouts']):,}")
-        return
-    show("terminals", f"{np.count_nonzero(raw['terminals']):,}")
-    show("timeouts", f"{np.count_nonzero(raw['timeouts']):,}" if "timeouts" in raw else "not in the file")
-    if "timeouts" not in raw and horizon is None:
-        return
-    returns = data.episode_returns(raw, horizon)
-    show("episodes", f"{len(returns):,} that end in the data")
-    if len(returns):
-        show("returns", summary(returns))
-        if env_id in TASKS:
-            show("normalized, x 100", summary(100 * get_normalized_score(env_id, returns)))
+    elif transitions.is_shuffled(rows, horizon):
+        show("episodes", "not to be told; an algorithm that needs next actions (ReBRAC) cannot use these rows")
+    else:
+        returns = transitions.episode_returns(rows, horizon)
+        show("episodes", f"{len(returns):,} that end in the data")
+        if len(returns):
+            show("returns", summary(returns))
+            if env_id in TASKS:
+                show("normalized, x 100", summary(100 * get_normalized_score(env_id, returns)))
 
 
 def summary(values: np.ndarray) -> str:
@@ -238,7 +258,7 @@ def main() -> None:
     command.set_defaults(run=collect)
 
     command = commands.add_parser("check", help="read a whole file and say whether it can be trained on")
-    command.add_argument("file", metavar="FILE", help="an HDF5 file in D4RL's layout, or minari:NAME")
+    command.add_argument("file", metavar="FILE", help="an HDF5 or .npz file in D4RL's layout, or minari:NAME")
     command.add_argument(
         "--env-id", metavar="ID", help="compare with this environment (else known by D4RL's file names)"
     )

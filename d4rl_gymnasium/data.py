@@ -1,7 +1,6 @@
-"""D4RL's and OGBench's datasets: find the file (fetch or collect it), check it, read it, turn it into transitions.
+"""Finds the file of a task's data, D4RL's, OGBench's or the user's: fetches or collects it first where need be.
 
-    dataset = find_dataset(env)                   # which file, its sha256, where it comes from
-    transitions = qlearning_dataset(env, dataset)  # float32 arrays, one row a transition
+    dataset = find_dataset(env)  # which file, its sha256, where it comes from
 
 Files live where D4RL keeps them, in `~/.d4rl/datasets` or $D4RL_DATASET_DIR, under D4RL's names; OGBench's likewise in
 `~/.ogbench/data` or $OGBENCH_DATASET_DIR. docs/data.md is the page for users.
@@ -16,10 +15,7 @@ import importlib.metadata
 import io
 import os
 import re
-import sys
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,22 +24,15 @@ from urllib.parse import urlsplit
 import filelock
 import gymnasium
 import h5py
-import numpy as np
-from tqdm import tqdm
 
-from d4rl_gymnasium.download import NETWORK_ERRORS, download
-from d4rl_gymnasium.tasks import ALL_TASKS, OGBenchTask, Task
+from d4rl_gymnasium.download import NETWORK_ERRORS, discard, download
+from d4rl_gymnasium.progress import say
+from d4rl_gymnasium.rows import DatasetError, is_npz, load_minari, minari_name, open_hdf5, read_rows
+from d4rl_gymnasium.tasks import ALL_TASKS, KNOWN_SHA256, Task
 
-RAW_KEYS = ("observations", "actions", "rewards", "terminals")
-OGBENCH_KEYS = ("observations", "actions", "terminals", "qpos")
-TRANSITION_KEYS = ("observations", "actions", "next_observations", "rewards", "terminals")
-FLAGS = ("terminals", "timeouts")
 COLLECTION_SEED = 0
-MINARI = "minari:"
-
-
-class DatasetError(Exception):
-    """What is wrong with the data and what to do about it: a sentence or two, meant for the user's eyes."""
+# How the sources of files begin that are not the user's
+THEIRS = ("D4RL (", "OGBench (", "collected by d4rl_gymnasium's ")
 
 
 class DownloadError(DatasetError):
@@ -57,266 +46,12 @@ class DatasetFile:
     path: Path  # or `minari:NAME`
     sha256: str
     source: str  # where the data comes from, in words; a stand-in for D4RL's file calls itself one here
+    own: bool = False  # the user's own data, which mean what they say: D4RL's rule is for D4RL's
 
-
-# --- Transitions -----------------------------------------------------------------------------------------------------
-
-
-def qlearning_dataset(
-    env: gymnasium.Env, dataset: DatasetFile | Mapping[str, np.ndarray] | None = None, next_actions: bool = False
-) -> dict[str, np.ndarray]:
-    """The transitions of a dataset, as D4RL's function of this name gives them (`d4rl/__init__.py`).
-
-    `dataset` is what `find_dataset` returned (looked for if None) or a dict of arrays in D4RL's raw layout.
-    Returns float32 arrays `observations` (N, O), `actions` (N, A), `next_observations` (N, O), `rewards` (N,) and the
-    bool array `terminals` (N,). Raises DatasetError.
-
-    The next observation of row i is that of row i+1, so a row whose successor belongs to another episode is dropped:
-    the last row and every row with a timeout. `terminals` alone ends the bootstrap.
-
-    With `next_actions` the action of row i+1 comes too, under this name, (N, A): zeros where row i is terminal, for its
-    episode has no next action. A Minari dataset stores the observation after an episode's last step and so loses no
-    row, but no action after it: with `next_actions` its rows are those of D4RL's rule.
-    """
-    if dataset is None:
-        dataset = find_dataset(env)
-    if isinstance(dataset, DatasetFile):
-        raw = read_dataset(dataset, env)
-        if _minari_name(dataset.path) and not next_actions:
-            return {key: raw[key] for key in TRANSITION_KEYS}  # Minari stores the observation after the last step
-    else:
-        _require_keys(dataset, "the dataset")
-        raw = _checked({key: dataset[key] for key in (*RAW_KEYS, "timeouts") if key in dataset}, "the dataset")
-        _check_fits(raw, env, "the dataset")
-        _check_bounds(raw, env, "the dataset")
-
-    keep = ~final_rows(raw, env.spec.max_episode_steps if env.spec else None)[:-1]
-    if not keep.any():
-        raise DatasetError("The dataset holds no transition: it needs two consecutive rows of one episode.")
-    transitions = {
-        "observations": raw["observations"][:-1][keep],
-        "actions": raw["actions"][:-1][keep],
-        "next_observations": raw["observations"][1:][keep],
-        "rewards": raw["rewards"][:-1][keep],
-        "terminals": raw["terminals"][:-1][keep],
-    }
-    if next_actions:
-        transitions["next_actions"] = raw["actions"][1:][keep]
-        transitions["next_actions"][transitions["terminals"]] = 0
-    return transitions
-
-
-def final_rows(raw: Mapping[str, np.ndarray], max_episode_steps: int | None) -> np.ndarray:
-    """The rows that a time limit ended, (N,) bool: `timeouts`, or without that key the rows that reach the horizon.
-
-    D4RL counts the steps of an episode from 0, but from 1 after a terminal row; so does this.
-    """
-    if "timeouts" in raw:
-        return raw["timeouts"]
-    if max_episode_steps is None:
-        raise DatasetError("The dataset has no `timeouts` and the environment no step limit: add a `timeouts` array.")
-    terminals = raw["terminals"]
-    final = np.zeros(len(terminals), dtype=bool)
-    start, step = 0, 0
-    for end in (*np.flatnonzero(terminals) + 1, len(terminals)):
-        final[start + max_episode_steps - 1 - step : end : max_episode_steps] = True
-        start, step = end, 0 if final[end - 1] else 1
-    return final
-
-
-def episode_returns(raw: Mapping[str, np.ndarray], max_episode_steps: int | None) -> np.ndarray:
-    """The undiscounted return of each episode that ends in the data, (episodes,) float64."""
-    ends = np.flatnonzero(raw["terminals"] | final_rows(raw, max_episode_steps))
-    return np.diff(np.cumsum(raw["rewards"], dtype=np.float64)[ends], prepend=0.0)
-
-
-# --- Reading and checking --------------------------------------------------------------------------------------------
-
-
-def read_dataset(dataset: DatasetFile, env: gymnasium.Env) -> dict[str, np.ndarray]:
-    """The rows of a dataset in D4RL's raw layout, checked against the environment's spaces.
-
-    Returns float32 `observations` (N, O), `actions` (N, A), `rewards` (N,) and bool `terminals` (N,), and `timeouts`
-    (N,) if the file has them. Only a Minari dataset has `next_observations` (N, O) too: D4RL's rule does without them.
-    Raises DatasetError when the file is damaged, or is not the data of such an environment.
-    """
-    raw = load(dataset.path, ALL_TASKS.get(_env_id(env)))
-    _check_fits(raw, env, str(dataset.path))
-    if not dataset.source.startswith("D4RL"):  # D4RL's own files are taken as they are: its environments clip
-        _check_bounds(raw, env, str(dataset.path))
-    return raw
-
-
-def load(path: Path, task: Task | None = None) -> dict[str, np.ndarray]:
-    """`read_dataset` for a path, without an environment to compare with. Of OGBench's files `task` has the goal."""
-    name = _minari_name(path)
-    if not name and _is_npz(path):
-        return _read_ogbench(path, task)
-    return _checked(_read_minari(name) if name else _read_hdf5(path), str(path))
-
-
-def _is_npz(path: Path) -> bool:
-    """Whether the file begins as numpy's .npz, a zip archive, does."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(4) == b"PK\x03\x04"
-    except OSError:
-        return False  # reading it as HDF5 says what is wrong
-
-
-def _read_ogbench(path: Path, task: Task | None) -> dict[str, np.ndarray]:
-    """An .npz file of OGBench in D4RL's raw layout, with the rewards and terminals of a task.
-
-    The file marks the last row of each episode, which has no successor: these are `timeouts`. What `relabel_dataset`
-    of OGBench calls success is where the ant stands, before the step: reward 0 and terminal there, else -1.
-    """
-    if not isinstance(task, OGBenchTask):
-        raise DatasetError(f"{path} is a file of OGBench, which has no rewards: only OGBench's tasks can use it.")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = ", ".join(key for key in OGBENCH_KEYS if key not in file)
-            if missing:
-                raise DatasetError(f"{path} has no {missing}: OGBench's files hold {', '.join(OGBENCH_KEYS)}.")
-            raw = {key: file[key] for key in OGBENCH_KEYS}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise DatasetError(f"{path} is damaged or was cut short: delete it and fetch it again.") from error
-    position, raw["timeouts"] = raw.pop("qpos")[:, :2], raw["terminals"]
-    success = np.linalg.norm(position - np.array(task.goal), axis=-1) <= task.goal_radius
-    return _checked(raw | {"rewards": success - 1.0, "terminals": success}, str(path))
-
-
-def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
-    with _open_hdf5(path) as file:
-        _require_keys(file, str(path))
-        return {key: file[key][()] for key in (*RAW_KEYS, "timeouts") if key in file}
-
-
-@contextmanager
-def _open_hdf5(path: Path) -> Iterator[h5py.File]:
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except (PermissionError, FileNotFoundError) as error:
-        raise DatasetError(f"{path} cannot be read: {os.strerror(error.errno)}.") from error
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # what h5py makes of damaged bytes
-        what = "is damaged or was cut short" if h5py.is_hdf5(path) else "is not an HDF5 file"
-        raise DatasetError(f"{path} {what}: give another file, or delete a damaged download to get it anew.") from error
-
-
-def _require_keys(raw: Mapping, name: str) -> None:
-    missing = [key for key in RAW_KEYS if key not in raw]
-    if missing:
-        raise DatasetError(
-            f"{name} has no {', '.join(missing)} (it holds {', '.join(sorted(raw)[:8]) or 'nothing'}): "
-            f"D4RL's layout needs {', '.join(RAW_KEYS)}, one row a step."
-        )
-
-
-def _read_minari(name: str) -> dict[str, np.ndarray]:
-    """A Minari dataset as rows. An episode of T steps there has T+1 observations: the last is a next observation."""
-    columns = {key: [] for key in (*TRANSITION_KEYS, "timeouts")}
-    for episode in _load_minari(name, lambda dataset: list(dataset.iterate_episodes())):
-        for key in ("observations", "actions"):
-            if not isinstance(getattr(episode, key), np.ndarray):
-                raise DatasetError(
-                    f"{MINARI}{name} has {key} of several parts ({type(getattr(episode, key)).__name__}): "
-                    "only flat arrays can be used, so flatten them into a dataset of your own."
-                )
-        columns["observations"].append(episode.observations[:-1])
-        columns["next_observations"].append(episode.observations[1:])
-        columns["actions"].append(episode.actions)
-        columns["rewards"].append(episode.rewards)
-        columns["terminals"].append(episode.terminations)
-        # An episode that did not terminate was cut short at its last step, whether or not its collector said so
-        columns["timeouts"].append(np.append(episode.truncations[:-1], ~episode.terminations[-1:]))
-    return {key: np.concatenate(parts) if parts else np.empty(0) for key, parts in columns.items()}
-
-
-def _load_minari(name: str, read: Callable):
-    """What `read` makes of the dataset. Minari has no exception of its own for a wrong name or damaged files."""
-    try:
-        import minari  # optional: only for those who name such a dataset
-    except ImportError:
-        raise DatasetError(f'{MINARI}{name} needs the package minari: pip install "minari[hdf5]".') from None
-    try:
-        return read(minari.load_dataset(name))
-    except Exception as error:
-        raise DatasetError(
-            f"{MINARI}{name} is not a Minari dataset that can be read here: `minari list local` shows those that are, "
-            f"`minari download {name}` fetches it."
-        ) from error
-
-
-def _minari_name(path: str | os.PathLike) -> str | None:
-    return str(path)[len(MINARI) :] if str(path).startswith(MINARI) else None
-
-
-def _checked(raw: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    """The same arrays as float32 and bool; DatasetError unless they are finite rows of equal number."""
-    arrays = {}
-    for key, value in raw.items():
-        array = np.asarray(value)
-        if not array.size:
-            raise DatasetError(f"{name} is empty: {key} holds no rows.")
-        if array.dtype.kind not in "biuf":
-            raise DatasetError(f"{name}: {key} holds {array.dtype}, not numbers.")
-        if array.dtype.kind == "f":
-            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported
-                array = array.astype(np.float32, copy=False)
-            bad = array.size - np.count_nonzero(np.isfinite(array))
-            if bad:
-                raise DatasetError(f"{name}: {key} holds {bad} values that are NaN or infinite; remove those rows.")
-        array = array.astype(bool if key in FLAGS else np.float32, copy=False)
-        matrix = key in ("observations", "next_observations", "actions")
-        if not matrix and array.ndim == 2 and array.shape[1] == 1:
-            array = array[:, 0]
-        if array.ndim != (2 if matrix else 1):
-            shape = "(rows, dimensions)" if matrix else "(rows,)"
-            raise DatasetError(f"{name}: {key} has shape {array.shape}, where {shape} is needed.")
-        arrays[key] = array
-    lengths = {key: len(array) for key, array in arrays.items()}
-    if len(set(lengths.values())) > 1:
-        listed = ", ".join(f"{key} {length}" for key, length in lengths.items())
-        raise DatasetError(f"{name}: the arrays differ in their number of rows ({listed}).")
-    return arrays
-
-
-def _check_fits(raw: Mapping[str, np.ndarray], env: gymnasium.Env, name: str) -> None:
-    """DatasetError unless the rows have the dimensions of the environment's spaces."""
-    check_spaces(env)
-    env_id = _env_id(env)
-    for key, space in (("observations", env.observation_space), ("actions", env.action_space)):
-        if raw[key].shape[1:] != space.shape:
-            raise DatasetError(
-                f"{name} is not data for {env_id}: its {key} have {raw[key].shape[1]} dimensions, "
-                f"those of {env_id} have {space.shape[0]}."
-            )
-
-
-def _check_bounds(raw: Mapping[str, np.ndarray], env: gymnasium.Env, name: str) -> None:
-    """DatasetError unless the actions lie within the environment's bounds."""
-    actions = env.action_space
-    slack = 1e-4 * (actions.high - actions.low)  # rounding, not another scale
-    outside = (raw["actions"] < actions.low - slack) | (raw["actions"] > actions.high + slack)
-    if outside.any():
-        raise DatasetError(
-            f"{name}: actions reach from {raw['actions'].min():.3g} to {raw['actions'].max():.3g}, but "
-            f"{_env_id(env)} takes {actions.low.min():.3g} to {actions.high.max():.3g}; "
-            "scale or clip them as the environment would."
-        )
-
-
-def check_spaces(env: gymnasium.Env) -> None:
-    """DatasetError unless the environment is of the kind that these algorithms, and D4RL's layout, are made for."""
-    observations, actions = env.observation_space, env.action_space
-    if not isinstance(observations, gymnasium.spaces.Box) or len(observations.shape) != 1:
-        raise DatasetError(f"{_env_id(env)} has observations of {observations}: only a flat Box can be used.")
-    if not isinstance(actions, gymnasium.spaces.Box) or len(actions.shape) != 1 or not actions.is_bounded():
-        raise DatasetError(f"{_env_id(env)} has actions of {actions}: only a flat, bounded Box can be used.")
-
-
-def _env_id(env: gymnasium.Env) -> str:
-    return env.spec.id if env.spec else type(env.unwrapped).__name__
+    @property
+    def stand_in(self) -> bool:
+        """Whether the data call themselves a stand-in; the name of a file that was given says nothing of the kind."""
+        return "stand-in" in self.source.removeprefix(f"given: {self.path.name}")
 
 
 # --- Finding ---------------------------------------------------------------------------------------------------------
@@ -333,10 +68,10 @@ def find_dataset(
     recorded sha256 is refused. Raises DatasetError.
     """
     check_spaces(env)
-    task = ALL_TASKS.get(_env_id(env))
+    task = ALL_TASKS.get(env_id_of(env))
     if dataset_path is None:
         if task is None:
-            raise DatasetError(f"{_env_id(env)} is not one of D4RL's tasks: give its data with --dataset-path FILE.")
+            raise DatasetError(f"{env_id_of(env)} is not one of D4RL's tasks: give its data with --dataset-path FILE.")
         return fetch(task, original=task.download_first and not stand_in)
     dataset = given(dataset_path)
     name = dataset.path.name
@@ -348,16 +83,35 @@ def find_dataset(
     return dataset
 
 
+def check_spaces(env: gymnasium.Env) -> None:
+    """DatasetError unless the environment is of the kind that these algorithms, and D4RL's layout, are made for."""
+    observations, actions = env.observation_space, env.action_space
+    if not isinstance(observations, gymnasium.spaces.Box) or len(observations.shape) != 1:
+        raise DatasetError(f"{env_id_of(env)} has observations of {observations}: only a flat Box can be used.")
+    if not isinstance(actions, gymnasium.spaces.Box) or len(actions.shape) != 1 or not actions.is_bounded():
+        raise DatasetError(f"{env_id_of(env)} has actions of {actions}: only a flat, bounded Box can be used.")
+
+
+def env_id_of(env: gymnasium.Env) -> str:
+    return env.spec.id if env.spec else type(env.unwrapped).__name__
+
+
 def given(dataset_path: str | os.PathLike) -> DatasetFile:
-    """The dataset that a user names: a file in D4RL's layout, or `minari:NAME`. Raises DatasetError."""
-    name = _minari_name(dataset_path)
+    """The dataset that a user names: a file in D4RL's layout, or `minari:NAME`. Raises DatasetError.
+
+    It is the user's own unless it is known to be another's, by its sha256, by what it says of its source, or, if it
+    says nothing, by the name under which its benchmark releases it.
+    """
+    name = minari_name(dataset_path)
     if name:
-        folder = Path(_load_minari(name, lambda dataset: dataset.storage.data_path))
+        folder = Path(load_minari(name, lambda dataset: dataset.storage.data_path))
         sha256 = _sha256(*sorted(path for path in folder.rglob("*") if path.is_file()))
-        return DatasetFile(Path(dataset_path), sha256, f"Minari: {name}")
+        return DatasetFile(Path(dataset_path), sha256, f"Minari: {name}", own=True)
     path = Path(os.path.expanduser(dataset_path))
     sha256, source = identify(path)
-    return DatasetFile(path, sha256, f"given: {path.name}" + (f" ({source})" if source else ""))
+    known = source.startswith(THEIRS) if source else any(path.name == task.file_name for task in ALL_TASKS.values())
+    own = not known and sha256 not in KNOWN_SHA256.values()
+    return DatasetFile(path, sha256, f"given: {path.name}" + (f" ({source})" if source else ""), own)
 
 
 def fetch(task: Task, original: bool = False) -> DatasetFile:
@@ -441,7 +195,7 @@ def find_collected(task: Task) -> DatasetFile | None:
 
 def rule_of(path: Path) -> int:
     """The version of the rule by which a file was collected; 1 if it has none. Raises DatasetError."""
-    with _open_hdf5(path) as file:
+    with open_hdf5(path) as file:
         return int(file.attrs.get("rule", 1))
 
 
@@ -454,8 +208,8 @@ def identify(path: Path) -> tuple[str, str]:
         what = "a folder: give a file" if os.path.isdir(path) else "not there: check the path"
         raise DatasetError(f"{path} is {what}.")
     source = ""
-    if not _is_npz(path):
-        with _open_hdf5(path) as file:
+    if not is_npz(path):
+        with open_hdf5(path) as file:
             source = file.attrs.get("source", "")
             source = source.decode(errors="replace") if isinstance(source, bytes) else str(source)
     sha256 = _sha256(path)
@@ -527,18 +281,18 @@ def _download(task: Task, target: Path) -> None:
                 download(url, part)
                 sha256 = _verified_sha256(part, task)
             except NETWORK_ERRORS as error:
-                reasons.append(f"{host}: {getattr(error, 'reason', error)}")
+                reasons.append(f"{host}: {' '.join(str(getattr(error, 'reason', error)).split())}")
                 break
             except DatasetError:
-                part.unlink()
+                discard(part)
                 reasons.append(f"{host}: what it sent is not this dataset")
             except OSError:
-                part.unlink(missing_ok=True)  # leaves a full disk no fuller than it was
+                discard(part)  # leaves a full disk no fuller than it was
                 raise
             else:
                 _store(part, target, sha256, f"{task.benchmark} (downloaded from {url})")
-                for other in target.parent.glob(f"{target.name}.*.part"):
-                    other.unlink()  # begun at the other host
+                for other in target.parent.glob(f"{target.name}.*.part*"):
+                    other.unlink()  # begun at the other host, and what was noted of the versions
                 return
     raise DownloadError(
         f"{task.env_id}: {task.benchmark}'s file is not on this machine "
@@ -551,8 +305,8 @@ def _download(task: Task, target: Path) -> None:
 def _verified_sha256(part: Path, task: Task) -> str:
     """Raises DatasetError if what was downloaded is not the task's dataset."""
     sha256 = _sha256(part)
-    raw = load(part, task)
-    dimensions = (raw["observations"].shape[1], raw["actions"].shape[1])
+    arrays = read_rows(part, task).arrays
+    dimensions = (arrays["observations"].shape[1], arrays["actions"].shape[1])
     if task.dataset_sha256 not in (None, sha256) or dimensions != (task.observation_dim, task.action_dim):
         raise DatasetError(f"{part} is not the data of {task.env_id}.")
     return sha256
@@ -568,7 +322,7 @@ def _collect(task: Task, target: Path) -> None:
     say(f"Collecting {task.collected_rows:,} rows of {task.env_id} into {target}")
     module = importlib.import_module(task.entry_point.split(":")[0])
     arguments = {**task.collect_kwargs, "rows": task.collected_rows, "seed": COLLECTION_SEED}
-    arrays = module.collect(**arguments, progress=sys.stderr.isatty())
+    arrays = module.collect(**arguments, progress=True)
     memory = io.BytesIO()  # a full disk then meets a plain write, not HDF5 in the middle of its bookkeeping
     with h5py.File(memory, "w") as file:
         for key, array in arrays.items():
@@ -607,7 +361,3 @@ def _store(part: Path, target: Path, sha256: str, source: str) -> None:
     target.unlink(missing_ok=True)  # there only if another rule collected it
     _record_path(target).write_text(f"# {source}\n{sha256}  {target.name}\n", encoding="utf-8")
     os.replace(part, target)
-
-
-def say(message: str) -> None:
-    tqdm.write(message, file=sys.stderr)

@@ -11,9 +11,9 @@ from pathlib import Path
 import mujoco
 import numpy as np
 from gymnasium.envs.mujoco import half_cheetah_v4, hopper_v4, walker2d_v4
-from tqdm import tqdm
 
 from d4rl_gymnasium.physics import compile_model
+from d4rl_gymnasium.progress import Progress
 
 
 class D4RLPhysics:
@@ -165,7 +165,7 @@ def collect(robot: str, level: str, rows: int, seed: int, progress: bool = True)
     policies = load_policies(robot, level)
     ends = [rows * (i + 1) // len(policies) for i in range(len(policies))]
     arrays, row = {}, 0
-    with tqdm(total=rows, desc=f"collecting {robot}-{level}", unit=" rows", disable=not progress) as bar:
+    with Progress(total=rows, desc=f"collecting {robot}-{level}", unit=" rows", disable=not progress) as bar:
         for policy, end in zip(policies, ends, strict=True):
             while row < end:
                 episode = run_episode(env, policy, rng, min(HORIZON, end - row))

@@ -15,9 +15,9 @@ import mujoco
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
 from gymnasium.spaces import Box
-from tqdm import tqdm
 
 from d4rl_gymnasium.physics import compile_model
+from d4rl_gymnasium.progress import Progress
 from d4rl_gymnasium.tasks import TASKS
 
 # Rows of the maze from top to bottom: `#` wall, `O` free, `G` goal (free, too).
@@ -208,7 +208,7 @@ def collect(maze: str, rows: int, seed: int, progress: bool = True) -> dict[str,
     slips, true_states = [], []  # rows that repeat an observation, and the state they have in truth
 
     waypoints, walk_start = [], 0
-    for row in tqdm(range(rows), desc=f"collecting maze2d-{maze}", unit=" rows", disable=not progress):
+    for row in Progress(range(rows), desc=f"collecting maze2d-{maze}", unit=" rows", disable=not progress):
         if row % NOISE_BLOCK == 0:
             noise = rng.normal(0.0, NOISE, size=(NOISE_BLOCK, 2)).tolist()
 

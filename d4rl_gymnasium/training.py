@@ -6,7 +6,9 @@ from typing import NamedTuple
 import gymnasium
 import numpy as np
 
-from d4rl_gymnasium.data import DatasetError, DatasetFile, check_spaces, find_dataset, qlearning_dataset
+from d4rl_gymnasium.data import DatasetFile, check_spaces, find_dataset
+from d4rl_gymnasium.rows import DatasetError
+from d4rl_gymnasium.transitions import qlearning_dataset
 
 
 class Tasks(NamedTuple):

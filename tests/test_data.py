@@ -27,6 +27,8 @@ import pytest
 import d4rl_gymnasium as d4rl
 from d4rl_gymnasium import __main__ as cli
 from d4rl_gymnasium import data, download, tasks
+from d4rl_gymnasium.rows import Rows
+from d4rl_gymnasium.transitions import episode_returns
 
 REPOSITORY = Path(__file__).parents[1]
 HOPPER = d4rl.TASKS["hopper-medium-v2"]
@@ -81,6 +83,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "HOST", "http://127.0.0.1:9/host")
     monkeypatch.setattr(tasks, "MIRROR", "http://127.0.0.1:9/mirror")
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    monkeypatch.setattr(download, "PAUSE", 0.01)
     return tmp_path / "cache"
 
 
@@ -154,10 +157,10 @@ def test_timeouts_rule_even_where_the_horizon_would_not():
     np.testing.assert_array_equal(transitions["rewards"], np.delete(raw["rewards"], [3, 9]))
 
 
-def test_next_observations_of_the_file_are_not_used(tmp_path):
-    """As in D4RL, whose files hold them for some tasks and not for others."""
+def test_next_observations_of_d4rls_files_are_not_used(tmp_path):
+    """They hold them for some tasks and not for others."""
     raw = rows(20, end=0.0)
-    path = write(tmp_path / "own.hdf5", raw | {"next_observations": np.full((20, 11), np.nan)})
+    path = write(tmp_path / HOPPER.file_name, raw | {"next_observations": np.full((20, 11), np.nan)})
     env = env_like()
     transitions = d4rl.qlearning_dataset(env, d4rl.find_dataset(env, path))
     np.testing.assert_array_equal(transitions["next_observations"], raw["observations"][1:])
@@ -193,12 +196,12 @@ def test_arrays_given_directly_are_checked_too():
 
 
 def test_episode_returns():
-    raw = {
+    arrays = {
         "rewards": np.arange(10, dtype=np.float32),
         "terminals": np.isin(np.arange(10), [2]),
         "timeouts": np.isin(np.arange(10), [5, 6]),
     }
-    np.testing.assert_array_equal(data.episode_returns(raw, None), [0 + 1 + 2, 3 + 4 + 5, 6])
+    np.testing.assert_array_equal(episode_returns(Rows(arrays, own=False), None), [0 + 1 + 2, 3 + 4 + 5, 6])
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
@@ -266,7 +269,9 @@ def with_value(value):
         (changed(observations=lambda a: with_value(1e39)(a.astype(float))), "NaN or infinite"),  # too much for float32
         (changed(rewards=lambda a: a.astype("S5")), "rewards holds .*, not numbers"),
         (changed(observations=lambda a: a[:, :, None]), r"observations has shape \(50, 11, 1\)"),
-        (changed(actions=lambda a: a[:, 0]), r"actions has shape \(50,\)"),
+        (changed(actions=lambda a: a[:, 0]), "actions have 1 dimensions, those of hopper-medium-v2 have 3"),
+        (changed(rewards=lambda a: a[:, None, None]), r"rewards has shape \(50, 1, 1\)"),
+        (changed(rewards=lambda a: np.stack([a, a], 1)), r"rewards has shape \(50, 2\)"),
         (rows(observation_dim=17, action_dim=6), "not data for hopper-medium-v2: its observations have 17 dimensions"),
         (rows(action_dim=4), "actions have 4 dimensions, those of hopper-medium-v2 have 3"),
         (changed(actions=lambda a: 3 * a), "actions reach from -[23].* but hopper-medium-v2 takes -1 to 1"),
@@ -426,6 +431,7 @@ class Host:
         host = self
         self.files, self.requests = {}, []
         self.ranges = True
+        self.version = None  # an ETag
         self.lose_after = []  # bytes after which the next connections are lost, one entry each
         self.hold_after = None  # bytes after which an answer waits for `go_on`
         self.holding, self.go_on = threading.Event(), threading.Event()
@@ -450,11 +456,19 @@ class Host:
         start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and self.ranges else 0
         if content is None:
             return request.send_error(404)
+        if request.headers.get("If-Range") not in (None, self.version):
+            wanted, start = None, 0
         if wanted and start >= len(content):
             request.send_response(416)
             request.send_header("Content-Range", f"bytes */{len(content)}")
             return request.end_headers()
-        request.send_response(206 if wanted and self.ranges else 200)
+        if wanted and self.ranges:
+            request.send_response(206)
+            request.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        else:
+            request.send_response(200)
+        if self.version:
+            request.send_header("ETag", self.version)
         request.send_header("Content-Length", str(len(content) - start))
         request.end_headers()
         end = start + self.lose_after.pop(0) if self.lose_after else len(content)
@@ -544,10 +558,10 @@ def test_a_lost_connection_goes_on_where_it_stopped(cache, host, hdf5_bytes):
 
 def test_a_connection_lost_too_often(cache, host, hdf5_bytes):
     host.files[ON_HOST] = hdf5_bytes
-    host.lose_after = [100_000] * download.ATTEMPTS
-    with pytest.raises(d4rl.DatasetError, match="lost 5 times"):
+    host.lose_after = [500_000] + [0] * download.ATTEMPTS
+    with pytest.raises(d4rl.DatasetError, match="lost 5 times without any progress"):
         d4rl.find_dataset(env_like())
-    assert leftovers(cache) == [part_path(cache, host).name]
+    assert leftovers(cache) == [part_path(cache, host).name, part_path(cache, host).name + ".version"]
     assert d4rl.find_dataset(env_like()).path.read_bytes() == hdf5_bytes
     assert host.requests[-1] == (ON_HOST, "bytes=500000-")
 
@@ -690,7 +704,7 @@ def test_a_download_that_is_killed_is_taken_over(cache, host, hdf5_bytes):
     assert host.holding.wait(60)
     second = start(FETCH, host.url, HOPPER.env_id)
     read_until(second.stderr, "Another process is getting")
-    wait_for(lambda: part_path(cache, host).exists() and part_path(cache, host).stat().st_size)
+    wait_for(lambda: part_path(cache, host).exists() and part_path(cache, host).stat().st_size > 1 << 20)
     assert not (cache / HOPPER.file_name).exists()
     host.hold_after = None
     first.kill()
@@ -980,6 +994,9 @@ def test_fetch_several(command, cache, host, hdf5_bytes, small_umaze):
     assert code == 1 and "hopper-random-v2: D4RL's file is not on this machine" in errors
     code, _, errors = command("fetch", "hopper-medum-v2")
     assert code == 1 and "Did you mean hopper-medium-v2?" in errors
+    for env_id in ("Pendulum-v1", "HalfCheetah-v5"):
+        code, _, errors = command("fetch", env_id)
+        assert code == 1 and f"{env_id} is an environment of gymnasium's, without data: only D4RL's tasks" in errors
 
 
 def test_fetch_the_original(command, cache, host, tmp_path):
@@ -1040,4 +1057,5 @@ def test_ctrl_c(cache, host, hdf5_bytes, task):
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert "Stopped." in errors and "Traceback" not in errors
-    assert leftovers(cache) == ([part_path(cache, host).name] if task is HOPPER else [])
+    part = part_path(cache, host).name
+    assert leftovers(cache) == ([part, part + ".version"] if task is HOPPER else [])

@@ -166,7 +166,7 @@ DAMAGED = {
     "rows missing": (replaced("actions", lambda x: x[1:]), "differ in their number of rows"),
     "another robot": (replaced("observations", lambda x: x[:, :20]), "not data for antmaze-large"),
     "actions of another scale": (replaced("actions", lambda x: 3 * x), "actions reach from"),
-    "pickled objects": (replaced("actions", lambda x: x.astype(object)), "is damaged"),
+    "pickled objects": (replaced("actions", lambda x: x.astype(object)), "actions holds object, not numbers"),
 }
 
 

@@ -207,7 +207,10 @@ def main() -> None:
     command.set_defaults(run=bundle)
     for command in commands.choices.values():
         command.add_argument(
-            "--out", type=Path, default=Path("runs/behaviour"), help="the folder of training's files (runs/behaviour)"
+            "--out",
+            type=lambda path: Path(path).expanduser(),
+            default=Path("runs/behaviour"),
+            help="the folder of training's files (runs/behaviour)",
         )
     args = parser.parse_args()
     args.run(args)
