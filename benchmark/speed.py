@@ -1,18 +1,21 @@
 """How fast the scripts update, as ratios to a plain PyTorch loop timed in the same run; and what they need of memory.
 
     OMP_NUM_THREADS=1 python -m benchmark.speed --out speed
-    python -m benchmark.speed --device cuda --seeds 1 4 16 --batch-sizes 64 256 1024 --widths 64 256 1024 --out gpu
+    python -m benchmark.speed --device cuda --learners 1 4 16 32 --out gpu
 
 Times one period of each variant in turn, many times over, so that whatever else the machine does meets all of them
-alike. Steps of several seeds trained together count once for each seed. The data are random: 17-dimensional states,
-6-dimensional actions. Writes speed.json and speed.png.
+alike. Steps of several learners count once for each. The data are random: 17-dimensional states, 6-dimensional actions.
+With JAX installed, --jax times a plain jitted TD3+BC in it as well. Writes speed.json and speed.png.
 """
 
 import copy
+import importlib.util
 import itertools
 import json
+import math
 import multiprocessing
 import os
+import platform
 import re
 import sys
 import time
@@ -32,6 +35,7 @@ from torchopt.transform.scale_by_adam import ScaleByAdamState
 from tqdm import tqdm
 
 from benchmark.scripts import ROOT
+from offline_run import compile_agent, graph_agent
 
 S, A, N, B, WIDTH = 17, 6, 100_000, 256, 256
 STEPS = 20  # gradient steps that the plain loop takes at a time: a period of TD3+BC and ASPC on it
@@ -41,18 +45,25 @@ STEPS = 20  # gradient steps that the plain loop takes at a time: a period of TD
 class Args:
     scripts: tuple[str, ...] = ("baselines/td3bc", "aspc_td3bc")
     """scripts by their path without .py; of baselines/X and aspc_X the ratio is shown"""
-    seeds: tuple[int, ...] = (1,)
-    """seeds trained together"""
+    learners: tuple[int, ...] = (1,)
+    """learners that train side by side in one process; the first of these numbers for all scripts, the others for
+    --grow"""
+    grow: tuple[str, ...] = ("baselines/td3bc", "aspc_td3bc")
+    """scripts that are timed at every number of learners, batch size and width"""
     batch_sizes: tuple[int, ...] = (B,)
-    """batch sizes, each at the first number of seeds"""
+    """batch sizes, each at the first number of learners"""
     widths: tuple[int, ...] = (WIDTH,)
-    """units of a hidden layer, each at the first number of seeds"""
+    """units of a hidden layer, each at the first number of learners"""
     repeats: int = 15
     """measurements of each variant"""
     compile: bool = True
     """time the compiled variants too (1 to 5 minutes of compilation each)"""
+    memory: bool = True
+    """measure memory too, each variant in a process of its own, which compiles once more"""
+    jax: bool = False
+    """time benchmark/jax_td3bc.py too (pip install jax flax optax)"""
     device: str = "cpu"
-    """cpu or cuda; on a GPU, periods are CUDA graphs, and the eager variants are not"""
+    """cpu or cuda; on a GPU, periods are CUDA graphs"""
     cpu_time: bool = False
     """count what the process itself computes, for a machine that does other things too (CPU, one thread)"""
     matmul_precision: str = "high"
@@ -143,13 +154,13 @@ class PlainLoop:
 
 class Variant(NamedTuple):
     script: str
-    mode: str  # plain, eager, compiled, graph, compiled graph
-    seeds: int = 1
+    mode: str  # plain, jax, eager, compiled, graph, compiled graph
+    learners: int = 1
     batch: int = B
     width: int = WIDTH
 
     def __str__(self):
-        return f"{self.script} {self.mode}, {self.seeds} x {self.batch}, width {self.width}"
+        return f"{self.script} {self.mode}, {self.learners} x {self.batch}, width {self.width}"
 
 
 def random_data() -> dict[str, np.ndarray]:
@@ -177,25 +188,36 @@ def build(variant: Variant, device: str):
     """What `advance` trains by one period."""
     if variant.mode == "plain":
         return PlainLoop(random_data(), variant.script == "aspc_td3bc", device)
+    if variant.mode == "jax":
+        from benchmark.jax_td3bc import JaxLoop
+
+        return JaxLoop(random_data())
     script, high = load(variant.script, variant.width), np.ones(A, np.float32)
-    arguments = script.Args(
-        num_seeds=variant.seeds, batch_size=variant.batch, device=device,
-        compile="compiled" in variant.mode, cudagraph="graph" in variant.mode,
-    )  # fmt: skip
+    arguments = script.Args(num_seeds=variant.learners, batch_size=variant.batch, device=device)
     data = random_data()
     data["next_actions"] = data["actions"]  # ReBRAC's alone
-    return script.Agent(arguments, data, -high, high, device)
+    agent = script.Agent(arguments, [data], -high, high, device)
+    if "compiled" in variant.mode and not compile_agent(agent):
+        sys.exit(f"{variant} cannot be timed.")
+    if "graph" in variant.mode:
+        graph_agent(agent)
+    return agent
 
 
 def plan(args: Args) -> list[Variant]:
     modes = ["eager"] + ["compiled"] * args.compile
     if args.device.startswith("cuda"):
-        modes = ["eager", "graph"] + ["compiled graph"] * args.compile
-    sizes = [(seeds, B, WIDTH) for seeds in args.seeds]
-    sizes += [(args.seeds[0], batch, WIDTH) for batch in args.batch_sizes if batch != B]
-    sizes += [(args.seeds[0], B, width) for width in args.widths if width != WIDTH]
-    plain = [Variant(script, "plain") for script in args.scripts if script.endswith("td3bc")]
-    return plain + [Variant(*x, *size) for x, size in itertools.product(itertools.product(args.scripts, modes), sizes)]
+        modes = ["graph"] + ["compiled graph"] * args.compile
+    variants = [Variant(script, "plain") for script in args.scripts if script.endswith("td3bc")]
+    variants += [Variant("baselines/td3bc", "jax")] * args.jax
+    for script, mode in itertools.product(args.scripts, modes):
+        sizes = [(args.learners[0], B, WIDTH)]
+        if script in args.grow:
+            sizes += [(learners, B, WIDTH) for learners in args.learners[1:]]
+            sizes += [(args.learners[0], batch, WIDTH) for batch in args.batch_sizes if batch != B]
+            sizes += [(args.learners[0], B, width) for width in args.widths if width != WIDTH]
+        variants += [Variant(script, mode, *size) for size in sizes]
+    return variants
 
 
 def peak_memory(variant: Variant, device: str) -> float:
@@ -228,7 +250,7 @@ def picture(rows: list[dict], path: Path) -> None:
     axis.barh([row["variant"] for row in rows], [row["hours_per_million"] for row in rows], height=0.6)
     axis.invert_yaxis()
     axis.tick_params(labelsize=7)
-    axis.set_xlabel("hours for a million gradient steps, all seeds of a process (seeds x batch)")
+    axis.set_xlabel("hours for a million gradient steps of all learners of a process (learners x batch)")
     figure.savefig(path, dpi=100)
 
 
@@ -236,15 +258,16 @@ def main(args: Args) -> None:
     for script in args.scripts:
         if not (ROOT / f"{script}.py").is_file():
             sys.exit(f"--scripts {script}: there is no {script}.py here.")
-    if min(args.repeats, *args.seeds, *args.batch_sizes, *args.widths) < 1:
-        sys.exit("--repeats, --seeds, --batch-sizes and --widths must be at least 1.")
+    if min(args.repeats, *args.learners, *args.batch_sizes, *args.widths) < 1:
+        sys.exit("--repeats, --learners, --batch-sizes and --widths must be at least 1.")
+    if args.jax and not all(map(importlib.util.find_spec, ("jax", "flax", "optax"))):
+        sys.exit("--jax needs JAX: pip install jax flax optax.")
     if args.device.startswith("cuda"):
         if not torch.cuda.is_available():
             sys.exit(f"--device {args.device}: PyTorch finds no GPU; measure with --device cpu.")
         torch.cuda.set_device(torch.device(args.device).index or 0)
     torch.set_float32_matmul_precision(args.matmul_precision)
-    # To torch.compile every `vmap` is one function, which it compiles 8 times and then runs eagerly, whatever was asked
-    torch._dynamo.config.recompile_limit = 1000
+    torch._dynamo.config.recompile_limit = 1000  # each variant is another compilation of `update`
     synchronize = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
     clock = time.process_time if args.cpu_time else time.perf_counter
     variants = {variant: build(variant, args.device) for variant in plan(args)}
@@ -258,21 +281,20 @@ def main(args: Args) -> None:
             start = clock()
             trained.advance()
             synchronize()
-            steps = getattr(trained, "period_steps", STEPS)
-            times[variant].append((clock() - start) / steps * 1e3)
+            times[variant].append((clock() - start) / getattr(trained, "period_steps", STEPS) * 1e3)
     times = {variant: np.array(values) for variant, values in times.items()}
 
     rows = []
     for variant, values in tqdm(times.items(), desc="memory"):
         ms, plain = float(np.median(values)), times.get(Variant(variant.script, "plain"))
-        row = {"variant": str(variant), "ms_per_step": ms, "hours_per_million": ms / 3.6, "peak_mib": 0.0}
-        row["peak_mib"] = peak_memory(variant, args.device)
-        row["speedup"] = quartiles(variant.seeds * plain / values) if plain is not None else None
+        row = {"variant": str(variant), "ms_per_step": ms, "hours_per_million": ms / 3.6}
+        row["peak_mib"] = peak_memory(variant, args.device) if args.memory and variant.mode != "jax" else None
+        row["speedup"] = quartiles(variant.learners * plain / values) if plain is not None else None
         base = times.get(variant._replace(script="baselines/" + variant.script.removeprefix("aspc_")))
         row["over_baseline"] = quartiles(values / base) if base is not None and base is not values else None
         rows.append(row)
     for row in rows:
-        line = f"{row['variant']:48} {row['ms_per_step']:8.3f} ms/step {row['peak_mib']:6.0f} MiB"
+        line = f"{row['variant']:48} {row['ms_per_step']:8.3f} ms/step {row['peak_mib'] or math.nan:6.0f} MiB"
         for key, words in (("speedup", "x plain's steps"), ("over_baseline", "of its baseline's time")):
             if row[key]:
                 line += "   {:.2f} ({:.2f} to {:.2f}) {}".format(*row[key], words)
@@ -280,7 +302,8 @@ def main(args: Args) -> None:
     print(f"{torch.get_num_threads()} threads, system load {os.getloadavg()[0]}")
     if args.out:
         about = asdict(args) | {"out": args.out.name}
-        info = {"args": about, "torch": torch.__version__, "threads": torch.get_num_threads()}
+        device = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.processor() or "cpu"
+        info = {"args": about, "device": device, "torch": torch.__version__, "threads": torch.get_num_threads()}
         info |= {"load": os.getloadavg()[0], "rows": rows}
         raw = {str(variant): values.tolist() for variant, values in times.items()}
         args.out.with_suffix(".json").write_text(json.dumps(info | {"times_ms": raw}, indent=2) + "\n")
