@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmark.aggregate import estimate, mean
 from benchmark.page import Page, figure, heading, lighter, picture, ranged, table, text
-from benchmark.results import ALGORITHMS, AVERAGES, Groups, Run, alpha, grouped, published
+from benchmark.results import ALGORITHMS, AVERAGES, PUBLISHED, Groups, Run, alpha, grouped, published
 
 # Ablations by script: title, name, {what was typed: column}, the paper's table, the column that gains are taken against
 FORMS = {f"l_bc_form{i}": f"({i})" for i in (1, 2, 3)} | {"aspc_td3bc": "(4)", "l_bc_form5": "(5)"}
@@ -72,14 +72,15 @@ def ablation(title: str, name: str, groups: Groups, table_number: str | None = N
         return [*page, text("No task has runs in every column.")]
     drawing, [[axis]] = figure(1, 1, 8, 3.8)
     width, firsts = 0.8 / len(groups), [next(iter(tasks.values()))[0] for tasks in groups.values()]
-    alike = [(run.color, bool(run.args.get("tuned"))) for run in firsts]
-    for i, label in enumerate(groups):  # of one algorithm from its colour to a light shade; hatched where --tuned
-        color = lighter(alike[i][0], 0.75 * alike[:i].count(alike[i]) / max(1, alike.count(alike[i]) - 1))
+    alike = [(run.color, bool(run.args.get("tuned")), run.typed == run.script in PUBLISHED) for run in firsts]
+    for i, label in enumerate(groups):  # an algorithm has its colour, its variants light shades; hatched where --tuned
+        color, tuned, plain = alike[i]
+        share = 0 if plain or tuned else 0.3 + 0.5 * alike[:i].count(alike[i]) / max(1, alike.count(alike[i]) - 1)
         means, low, high = np.array([*drawn.values()])[:, i].T
-        edge, hatch = ("white", "//") if alike[i][1] else ("black", "")
+        edge, hatch = ("white", "//") if tuned else ("black", "")
         axis.bar(
-            np.arange(len(drawn)) + (i - (len(groups) - 1) / 2) * width, means, width, label=label, color=color,
-            edgecolor=edge, hatch=hatch, linewidth=0.5, yerr=[means - low, high - means],
+            np.arange(len(drawn)) + (i - (len(groups) - 1) / 2) * width, means, width, label=label,
+            color=lighter(color, share), edgecolor=edge, hatch=hatch, linewidth=0.5, yerr=[means - low, high - means],
             error_kw={"elinewidth": 1.2, "capsize": 2, "ecolor": "#555555"},
         )  # fmt: skip
     axis.set_xticks(range(len(drawn)), drawn)

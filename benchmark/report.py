@@ -107,7 +107,7 @@ def average(means: dict[str, float], tasks: list[str], form: str = ".1f") -> str
 def paired(x: dict[str, list[Run]], y: dict[str, list[Run]]) -> dict[str, np.ndarray]:
     """{task: last scores of x and y by seed, (seeds, 2)}, of the tasks and seeds that both have.
 
-    Runs of one seed begin with the same networks and see the same batches, so their scores are no independent samples.
+    Runs of one seed may begin with the same networks and see the same batches: scores that go together.
     """
     pairs = {}
     for task in (task for task in ALL_TASKS if task in x and task in y):
@@ -396,9 +396,9 @@ def differences(groups: Groups, suffix: str) -> Page:
     rows = [[name, *(column.get(name, "–") for column in columns.values())] for name in names]
     return [
         text("ASPC's score less that of the run of the same seed: mean ± standard deviation over the seeds that both "
-             "have, in brackets their number; averages with 95% paired bootstrap intervals. Runs of one seed begin "
-             "with the same networks and see the same batches: how far their scores go together within a task is the "
-             "last row."),
+             "have, in brackets their number; averages with 95% paired bootstrap intervals. Runs of one seed may "
+             "begin with the same networks and see the same batches: how far their scores go together within a task "
+             "is the last row."),
         table(f"differences{suffix}", ["task", *(f"ASPC − {label}" for label in columns)], rows),
     ] if columns else []  # fmt: skip
 
@@ -470,14 +470,14 @@ def panels(parts: list[tuple[str, str, Value, dict[str, list[Run]]]], colors: di
     for each label. colors: {label: colour} where labels are not algorithms.
     """
     columns, seeds = min(3, len(parts)), defaultdict(set)
-    for *_, lines in parts:
-        for label, runs in lines.items():
-            seeds[label].add(len(runs))
+    for label, runs in [item for *_, lines in parts for item in lines.items()]:
+        seeds[label].add(len(runs))
     names = {label: f"{label} ({' to '.join(map(str, sorted({min(n), max(n)})))})" for label, n in seeds.items()}
     drawing, axes = figure(math.ceil(len(parts) / columns), columns, 4.6 if columns > 1 else 6, 3.2)
     for axis in axes.flat[len(parts) :]:
         axis.set_axis_off()
-    order = sorted(names, key=[*colors].index) if colors else list(names)
+    places = {label: runs[0].place for *_, lines in parts for label, runs in lines.items()}
+    order = list(colors or sorted(names, key=places.get))  # the first is drawn on top
     for axis, (title, shown, value, lines) in zip(axes.flat, parts, strict=False):
         for label, runs in lines.items():
             color, style = (colors[label], "-") if colors else look(runs[0])
@@ -707,7 +707,7 @@ def build(runs: list[Run], repeats: list[Run]) -> Page:
         page += curves([run for run in members if run.main and run.task in TASKS], *where)
         page += ogbench([run for run in members if run.result and run.task in OGBENCH_TASKS], *where)
         page += ablations(ended, *where)
-    top += [text(COVERAGE)] if any(block[0] == "table" for block in top) else []
+    top += [text(COVERAGE)] if any("[" in str(block[3]) for block in top if block[0] == "table") else []
     page += runtime(finished)
     page += others([run for run in runs if run.result and run.task not in ALL_TASKS])
     return [*top, contents(), *page, *what_ran(runs), *not_counted(runs, repeats)]

@@ -69,9 +69,11 @@ class Run:
         self.off_default = off_default(self.script, self.args)
         options = {key: value for key, value in self.off_default.items() if key not in HOUSEKEEPING}
         self.variant = {key: value for key, value in options.items() if key not in PROTOCOL}
-        self.name_of_script, self.color = ALGORITHMS.get(self.script, (self.script, "#7f7f7f"))
+        name, self.color = ALGORITHMS.get(self.script, (self.script, "#7f7f7f"))
         self.typed = " ".join([self.script, *flags(self.variant)])
-        self.label = " ".join([self.name_of_script, *flags(self.variant)])  # on every page
+        self.label = " ".join([name, *flags(self.variant)])  # on every page
+        place = list(ALGORITHMS).index(self.script) if self.script in ALGORITHMS else len(ALGORITHMS)
+        self.place = (place, self.label)  # in every list
         self.stand_in = is_stand_in(self.task, self.dataset)
         setting = flags({key: value for key, value in options.items() if key in PROTOCOL})
         self.setting = " ".join(setting + ["on stand-in data"] * self.stand_in)
@@ -143,8 +145,7 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
     if not paths:
         sys.exit(f"No run directory (one with a config.json) lies below {', '.join(map(str, folders))}.")
     runs = [read_run(path) for path in tqdm(paths, desc="reading", unit="run", delay=2)]
-    order = [*ALGORITHMS, *sorted({run.script for run in runs} - ALGORITHMS.keys())]
-    return sorted(runs, key=lambda run: (order.index(run.script), run.label, run.task, run.seed, run.name))
+    return sorted(runs, key=lambda run: (run.place, run.task, run.seed, run.name))
 
 
 def without_repeats(runs: list[Run]) -> tuple[list[Run], list[Run]]:
