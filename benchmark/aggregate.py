@@ -31,8 +31,9 @@ def gain(pairs: list[np.ndarray]) -> np.ndarray:
 
 
 def relative_gain(pairs: list[np.ndarray]) -> np.ndarray:
-    """The second's mean over that of the first, less 1: the gains in percent of the paper's tables."""
-    return gain(pairs) / mean([scores[..., 0] for scores in pairs])
+    """The second's mean over that of the first, less 1: the gains in percent of the paper's tables. NaN over 0."""
+    base = mean([scores[..., 0] for scores in pairs])
+    return gain(pairs) / np.where(base == 0, math.nan, base)
 
 
 def iqm(sample: list[np.ndarray]) -> np.ndarray:

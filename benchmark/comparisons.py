@@ -80,7 +80,8 @@ def ablation(title: str, name: str, groups: Groups, table_number: str | None = N
         edge, hatch = ("white", "//") if tuned else ("black", "")
         axis.bar(
             np.arange(len(drawn)) + (i - (len(groups) - 1) / 2) * width, means, width, label=label,
-            color=lighter(color, share), edgecolor=edge, hatch=hatch, linewidth=0.5, yerr=[means - low, high - means],
+            color=lighter(color, share), edgecolor=edge, hatch=hatch, linewidth=0.5,
+            yerr=np.maximum([means - low, high - means], 0),
             error_kw={"elinewidth": 1.2, "capsize": 2, "ecolor": "#555555"},
         )  # fmt: skip
     axis.set_xticks(range(len(drawn)), drawn)

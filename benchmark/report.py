@@ -131,8 +131,8 @@ def paper_columns(tasks: dict[str, list[Run]]) -> tuple[dict[str, str], dict[str
     we and the paper have; the average that the paper states stands in a row of its own, for it is not always that of
     its cells.
     """
-    number_, algorithm, _ = PUBLISHED[first(tasks).script]
-    cells, stated = published(number_, algorithm), published(number_, algorithm, kind="stated average")
+    column = PUBLISHED[first(tasks).script][:2]
+    cells, stated = published(*column), published(*column, kind="stated average")
     ours, theirs = task_means(tasks), {task: float(row["mean"]) for task, row in cells.items()}
     paper = {task: f"{row['mean']} ± {row['std']}" if row["std"] else row["mean"] for task, row in cells.items()}
     common = {task: theirs[task] for task in ours if task in theirs}
@@ -176,19 +176,18 @@ def scores(groups: Groups, of: str, suffix: str) -> Page:
              "missing. An average is the mean of its tasks' means. Where tasks are missing it says so, and the paper's "
              "number beside it is the mean of its cells for the same tasks."),
     ]
-    reasons = {label: "; ".join(unlike_paper(first(tasks))) for label, tasks in groups.items()
+    reasons = {label: unlike_paper(first(tasks)) for label, tasks in groups.items()
                if PUBLISHED.get(first(tasks).script, "-")[0] == "1"}  # fmt: skip
     in_paper = []  # of each of the paper's columns, in its order, the label that has the most in common with it
     for script in PUBLISHED:
         labels = [label for label in reasons if first(groups[label]).script == script]
         in_paper += [min(labels, key=lambda label: len(reasons[label]))] if labels else []
-    reasons = {label: reasons[label] for label in in_paper}
     others = {label: tasks for label, tasks in groups.items() if label not in in_paper}
-    if any(reasons.values()):
-        said = defaultdict(list)
-        for label, reason in reasons.items():
-            said[reason].append(label)
-        said.pop("", None)
+    said = defaultdict(list)
+    for label in in_paper:
+        said["; ".join(reasons[label])].append(label)
+    said.pop("", None)
+    if said:
         page.append(text("No difference from the paper is formed where runs are not comparable with it: "
                          + " ".join(f"{', '.join(labels)} ({reason})." for reason, labels in said.items())))
     if in_paper:
@@ -222,9 +221,8 @@ def ogbench(runs: list[Run], of: str, suffix: str) -> Page:
         base = groups.get(label.replace("FQL+ASPC", "FQL"), {}) if first(ran).script == "aspc_fql" else {}
         pairs = paired(base, ran)
         if pairs:  # FQL with the same arguments
-            gains = {task: f"{relative_gain([of]):+.1%}" for task, of in pairs.items() if of[:, 0].mean()}
-            if any(of[:, 0].mean() for of in pairs.values()):
-                gains["average"] = ranged(*estimate(relative_gain, [*pairs.values()]), "+.1%") + some(len(pairs), tasks)
+            gains = {task: number(relative_gain([of]), "+.1%") for task, of in pairs.items()}
+            gains["average"] = ranged(*estimate(relative_gain, [*pairs.values()]), "+.1%") + some(len(pairs), tasks)
             columns.append(("gain over FQL", gains))
     theirs, paper = published("FQL", "FQL"), published("4", "FQL+ASPC")
     rates = {task: f"{row['mean']} ± {row['std']}" for task, row in theirs.items()}
@@ -269,9 +267,9 @@ def table_3(groups: Groups, of: str, suffix: str) -> Page:
         for head, column, form in zip(heads, paper, (".1f", ".1f", "+.1f"), strict=True):
             cells = {task: format(value, form) for task, value in column.items()}
             columns.append((head, cells | {"average": average(column, tasks, form)}))
-    if not columns:
-        return []
     ran = [task for task in tasks if any(task in column for _, column in columns)]
+    if not ran:
+        return []
     rows = [[name, *(column.get(name, "–") for _, column in columns)] for name in (*ran, "average")]
     return [
         heading(f"ASPC on other algorithms (the paper's Table 3){of}"),
@@ -587,7 +585,7 @@ def runtime(runs: list[Run]) -> Page:
     low, middle, high = np.array([*spans.values()]).T
     colors = {run.label: run.color for run in runs}
     axis.barh([f"{label}\n{how}" for label, how in spans], middle, height=0.6,
-              color=[colors[label] for label, _ in spans], xerr=[middle - low, high - middle],
+              color=[colors[label] for label, _ in spans], xerr=np.maximum([middle - low, high - middle], 0),
               error_kw={"elinewidth": 1, "capsize": 2})  # fmt: skip
     axis.invert_yaxis()
     axis.tick_params(labelsize=7)

@@ -18,11 +18,20 @@ D4RL = "D4RL (found in its cache directory)"
 
 
 @pytest.fixture(autouse=True)
-def undrawn(request, monkeypatch):
-    """Pictures take most of a report's time: only tests with "draw" in their name draw them."""
+def figures(request, monkeypatch):
+    """{name: figure} of the pictures, to look at. Painting them takes most of a report's time: only tests with "draw"
+    in their name do.
+    """
+    figures = {}
+
+    def picture(name, figure, caption):
+        figures[name] = figure
+        return "picture", name, b"PNG", caption
+
     if "draw" not in request.node.name:
         for module in (report, comparisons):
-            monkeypatch.setattr(module, "picture", lambda name, figure, caption: ("picture", name, b"PNG", caption))
+            monkeypatch.setattr(module, "picture", picture)
+    return figures
 
 
 def make_run(folder: Path, task: str, script="aspc_td3bc", seed: int = 0, score: float = 50.0, **options) -> Path:
@@ -100,6 +109,9 @@ def test_two_algorithms_by_seed():
     assert aggregate.improvement([scores[:, ::-1] for scores in pairs]) == 1 - (0.375 + 0.5) / 2
     assert aggregate.gain(pairs) == ((-1 + 0) / 2 + (1 - 1) / 2) / 2
     assert aggregate.relative_gain([np.array([[40.0, 50], [60, 50]]), np.array([[50.0, 100]])]) == 75 / 50 - 1
+    # Of a base that may be 0 in a resample a relative gain has no interval
+    value, low, high = aggregate.estimate(aggregate.relative_gain, [np.array([[0.0, 1], [4, 5]])])
+    assert value == 0.5 and np.isnan([low, high]).all() and np.isnan(aggregate.relative_gain([np.array([[0.0, 1]])]))
     # 1, 2, 3 against 2, 1, 3 correlate by 1/2; a task on which one does not vary, or of one seed, does not count
     constant, one = np.array([[1.0, 2], [1, 3]]), np.array([[1.0, 2]])
     shuffled = np.array([[1.0, 2], [2, 1], [3, 3]])
@@ -439,7 +451,13 @@ def test_table_3(tmp_path):
     ]  # fmt: skip
 
 
-def test_headline_and_differences(tmp_path):
+def bars(axis) -> dict[str, tuple[list[float], list[list[float]]]]:
+    """{label: (lengths of its bars, ends of their error bars)}; upright bars."""
+    segments = lambda bar: [np.array(x)[:, 1].tolist() for x in bar.errorbar.lines[2][0].get_segments()]  # noqa: E731
+    return {x.get_label(): ([p.get_height() for p in x], segments(x)) for x in axis.containers if hasattr(x, "patches")}
+
+
+def test_headline_and_differences(tmp_path, figures):
     """Common tasks and shared seeds alone, by hand; an algorithm with too few tasks is left out and named."""
     scores = {  # the second seed is 20 better for everybody
         "td3bc": {"pen-human-v1": (10, 30), "door-human-v1": (50, 70)},
@@ -469,6 +487,11 @@ def test_headline_and_differences(tmp_path):
     assert rows["correlation by seed"] == {"task": "correlation by seed", "ASPC − TD3+BC": "1.00", "ASPC − IQL": "–"}
     (improvement,) = read_table(tmp_path / "out" / "improvement.csv").values()
     assert list(improvement.values()) == ["ASPC", "TD3+BC", "2", "0.75 [0.75, 1.00]"]
+    # Profiles from the lowest to the highest score, 10 and 80 (and 3% more), ASPC's above the other
+    ours, base = figures["profiles"].axes[0].get_lines()
+    np.testing.assert_allclose(ours.get_xdata()[[0, -1]], [10 - 2.1, 80 + 2.1])
+    assert (ours.get_ydata()[0], ours.get_ydata()[-1]) == (1, 0) and len(figures["profiles"].axes[0].collections) == 2
+    assert [line.get_label() for line in (ours, base)] == ["ASPC", "TD3+BC"] and ours.get_zorder() > base.get_zorder()
     assert not any("tandard error" in path.read_text() for path in (tmp_path / "out").glob("*.md"))
 
 
@@ -480,6 +503,24 @@ def test_what_is_compared_is_the_largest_block():
         compared, left_out = report.in_common(groups)
         assert len(compared) == taken and len(left_out) == len(sizes) - taken
         assert len({tuple(of) for of in compared.values()}) == 1
+
+
+def test_one_name_and_one_look_in_every_picture(tmp_path, figures):
+    """Wherever an algorithm is drawn, in whatever company; ASPC's line above all others."""
+    for task in ("hopper-medium-v2", "halfcheetah-medium-v2"):
+        for script, options in {"td3bc": {}, "rebrac": {"tuned": True}, "aspc_td3bc": {}}.items():
+            make_run(tmp_path / "runs", task, script, **options)
+    make_run(tmp_path / "runs", "pen-human-v1", "rebrac", tuned=True)
+    make_run(tmp_path / "runs", "pen-human-v1", "aspc_td3bc")
+    build(tmp_path / "runs", out=tmp_path / "out")
+    looks = {"ASPC": ("#d62728", "-"), "TD3+BC": ("#1f77b4", "-"), "ReBRAC --tuned": ("#222222", "--")}
+    for name in ("profiles", "score_MuJoCo", "score_Adroit", "fig10"):
+        for axis in figures[name].axes:
+            lines = {line.get_label().split(" (")[0]: line for line in axis.get_lines()}
+            for label, line in lines.items():
+                assert (line.get_color(), line.get_linestyle()) == looks[label]
+            top = max(lines, key=lambda label: lines[label].get_zorder()) if lines else "ASPC"
+            assert top == "ASPC"
 
 
 def test_algorithms_can_be_told_apart():
@@ -507,7 +548,7 @@ def test_a_file_of_ogbench_is_no_stand_in():
     assert not stand_in(source) and not stand_in(f"given: x.npz ({source})") and stand_in("given: x.npz")
 
 
-def test_hours_are_those_behind_the_first_interval(tmp_path):
+def test_hours_are_those_behind_the_first_interval(tmp_path, figures):
     """Steps of 10,000 in 100 (with compilation), then 20, 20, 20, 40 s: a million take 2,000 s in the median."""
     spent = itertools.accumulate((100, 20, 20, 20, 40))
     more = [{"step": 10_000 * (i + 1), "seconds": seconds} for i, seconds in enumerate(spent)]
@@ -526,6 +567,9 @@ def test_hours_are_those_behind_the_first_interval(tmp_path):
     hours = [f"{seconds * 100 / 3600:.2f}" for seconds in (20, 20, 34)]
     assert list(row.values()) == ["ASPC", "cpu, seeds at once: 2", "1", *hours]
     assert "Left out: 1 process too short to tell." in text
+    (bar,) = (x for x in figures["runtime"].axes[0].containers if hasattr(x, "patches"))
+    ((ends,),) = (x.get_segments() for x in bar.errorbar.lines[2])
+    np.testing.assert_allclose(np.array(ends)[:, 0] * 36, [20, 34])
 
 
 def test_scales_of_different_kinds_are_relative_to_their_start(tmp_path):
@@ -621,7 +665,7 @@ def test_table_13_and_sweeps(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "fig11.png").exists()
 
 
-def test_figure_1b_needs_an_algorithm_with_and_without_its_settings(tmp_path):
+def test_figure_1b_needs_an_algorithm_with_and_without_its_settings(tmp_path, figures):
     for i, script in enumerate(("iql", "rebrac")):
         for seed in (0, 1):
             make_run(tmp_path, "pen-human-v1", script, seed, 10 + 50 * i + 10 * seed)
@@ -632,6 +676,8 @@ def test_figure_1b_needs_an_algorithm_with_and_without_its_settings(tmp_path):
     assert name[2][3] == [
         "Adroit", "1 of 12", "15.0 [10.0, 20.0]", "80.0 [80.0, 80.0]", "65.0 [60.0, 70.0]", "80.0 [80.0, 80.0]",
     ]  # fmt: skip
+    drawn = bars(figures["fig1b"].axes[0])  # of Adroit and of all tasks
+    assert drawn["IQL"] == ([15, 15], [[10, 20]] * 2) and drawn["ReBRAC --tuned"] == ([80, 80], [[80, 80]] * 2)
     assert comparisons.ablations([run for run in runs if not run.variant], "", "") == []
 
 
