@@ -3,18 +3,23 @@
 Part of `benchmark.report`. Each comparison is over the tasks that all of its columns have.
 """
 
-import math
 from collections import defaultdict
 
 import numpy as np
 
-from benchmark.page import Page, figure, heading, number, picture, table, text
-from benchmark.results import AVERAGES, Groups, Run, alpha, grouped, published, task_means
+from benchmark.aggregate import estimate, mean
+from benchmark.page import Page, figure, heading, lighter, picture, ranged, table, text
+from benchmark.results import ALGORITHMS, AVERAGES, PUBLISHED, Groups, Run, alpha, grouped, published
 
-# Ablations by script: title, name, {script: column}, the paper's table, the column that gains are taken against
-FORMS = {"aspc_td3bc": "(4)"} | {f"l_bc_form{i}": f"({i})" for i in (1, 2, 3, 5)}
+# Ablations by script: title, name, {what was typed: column}, the paper's table, the column that gains are taken against
+FORMS = {f"l_bc_form{i}": f"({i})" for i in (1, 2, 3)} | {"aspc_td3bc": "(4)", "l_bc_form5": "(5)"}
 READINGS = {"aspc_td3bc": "as released", "one_step_delta_q": "one-step ΔQ", "fresh_outer_batch": "fresh outer batch"}
+TUNING = {
+    "aspc_td3bc": "ASPC", "td3bc": "TD3+BC", "iql": "IQL", "iql --tuned": "IQL --tuned", "rebrac": "ReBRAC",
+    "rebrac --tuned": "ReBRAC --tuned",
+}
 COMPARISONS = (
+    ("Fig. 1(b): one setting for all tasks, and settings of each (--tuned)", "fig1b", TUNING, None, None),
     ("Table 13: forms of L_BC", "table13", FORMS, "13", "(4)"),
     ("Fig. 9: behaviour cloning weighted by advantage", "fig9",
      {"aspc_td3bc": "ASPC", "advantage_weighted_bc": "advantage-weighted"}, None, "ASPC"),
@@ -31,45 +36,61 @@ SWEEPS = (
 
 
 def ablation(title: str, name: str, groups: Groups, table_number: str | None = None, base: str | None = None) -> Page:
-    """Domain averages over the tasks that all columns have, as a table and as bars.
+    """Domain averages over the tasks that all columns have, with intervals over seeds, as a table and as bars.
 
-    table_number: the paper's, whose numbers then stand beside ours; base: the column that gains are taken against.
+    table_number: the paper's, whose averages stand beside ours where a domain is complete; base: the column that gains
+    are taken against.
     """
     common = set.intersection(*(set(tasks) for tasks in groups.values()))
-    means = {label: task_means(tasks) for label, tasks in groups.items()}
     head, rows, drawn, notes = ["domain", "tasks"], [], {}, []
     for label in groups:
         head += [label] + [f"paper, {label}"] * bool(table_number)
     for domain, tasks in AVERAGES.items():
         present = [task for task in tasks if task in common]
-        row = [domain, f"{len(present)} of {len(tasks)}"]
-        values = {label: np.mean([of[t] for t in present]) if present else math.nan for label, of in means.items()}
-        for label, value in values.items():
-            gain = base in values and label != base and values[base] > 0
-            row.append(number(value) + (f" ({value / values[base] - 1:+.1%})" if gain else ""))
-            if table_number:
-                paper = published(table_number, label) | published(table_number, label, "stated average")
-                row.append(f"{paper[domain]['mean']} ({paper[domain]['percent'] or 'base'})")
-                if paper[domain]["note"]:
-                    notes.append(f"The paper's {label}, {domain}: {paper[domain]['note']}.")
+        row, values = [domain, f"{len(present)} of {len(tasks)}"], {}
+        for label, of in groups.items() if present else ():
+            values[label] = estimate(mean, [np.array([run.scores["last"] for run in of[task]]) for task in present])
+        for label in groups:
+            gain = present and base in values and label != base and values[base][0] > 0
+            percent = f" ({values[label][0] / values[base][0] - 1:+.1%})" if gain else ""
+            row.append(ranged(*values[label]) + percent if present else "–")
+            if table_number and len(present) < len(tasks):
+                row.append("–")
+            elif table_number:
+                paper = (published(table_number, label) | published(table_number, label, "stated average"))[domain]
+                row.append(f"{paper['mean']} ({paper['percent'] or 'base'})")
+                if paper["note"]:
+                    notes.append(f"The paper's {label}, {domain}: {paper['note']}.")
         rows.append(row)
         if present:
-            drawn[f"{domain}\n({row[1]} tasks)"] = list(values.values())
+            drawn[f"{domain}\n({row[1]} tasks)"] = [values[label] for label in groups]
     runs = [["runs of these tasks", ""]]
     for tasks in groups.values():
         runs[0] += [str(sum(len(tasks[task]) for task in common))] + ["–"] * bool(table_number)
-    page = [heading(title.strip()), table(name, head, rows + runs), *map(text, notes)]
+    page = [heading(title), table(name, head, rows + runs), *map(text, notes)]
     if not drawn:
         return [*page, text("No task has runs in every column.")]
-    drawing, [[axis]] = figure(1, 1, 7.5, 3.6)
-    width = 0.8 / len(groups)
-    for i, label in enumerate(groups):
-        axis.bar(np.arange(len(drawn)) + (i - (len(groups) - 1) / 2) * width, [v[i] for v in drawn.values()], width,
-                 label=label)
+    drawing, [[axis]] = figure(1, 1, 8, 3.8)
+    width, firsts = 0.8 / len(groups), [next(iter(tasks.values()))[0] for tasks in groups.values()]
+    alike = [(run.color, bool(run.args.get("tuned")), run.typed == run.script in PUBLISHED) for run in firsts]
+    for i, label in enumerate(groups):  # an algorithm has its colour, its variants light shades; hatched where --tuned
+        color, tuned, plain = alike[i]
+        share = 0 if plain or tuned else 0.3 + 0.5 * alike[:i].count(alike[i]) / max(1, alike.count(alike[i]) - 1)
+        means, low, high = np.array([*drawn.values()])[:, i].T
+        edge, hatch = ("white", "//") if tuned else ("black", "")
+        axis.bar(
+            np.arange(len(drawn)) + (i - (len(groups) - 1) / 2) * width, means, width, label=label,
+            color=lighter(color, share), edgecolor=edge, hatch=hatch, linewidth=0.5,
+            yerr=np.maximum([means - low, high - means], 0),
+            error_kw={"elinewidth": 1.2, "capsize": 2, "ecolor": "#555555"},
+        )  # fmt: skip
     axis.set_xticks(range(len(drawn)), drawn)
     axis.set_ylabel("normalized score")
-    axis.legend(fontsize=7)
-    return [*page, picture(name, drawing, "Means over the tasks that all columns have.")]
+    axis.grid(axis="y", alpha=0.3)
+    axis.set_axisbelow(True)
+    drawing.legend(loc="outside lower center", ncols=min(3, len(groups)), fontsize=8)
+    caption = "Means over the tasks that all columns have, with 95% bootstrap intervals over seeds; none of one seed."
+    return [*page, picture(name, drawing, caption)]
 
 
 def table_2_column(run: Run, ends: dict[str, list[float]]) -> str:
@@ -78,8 +99,8 @@ def table_2_column(run: Run, ends: dict[str, list[float]]) -> str:
     The paper's constant and linear α end where ASPC's ended on the same data. Nothing in a run says that it was meant
     so; an α within those of the seeds, give or take 1%, is taken for it.
     """
-    if run.algorithm in ("td3bc", "aspc_td3bc"):
-        return "Naive" if run.algorithm == "td3bc" else "Dynamic (ASPC)"
+    if run.typed in ("td3bc", "aspc_td3bc"):
+        return "Naive" if run.typed == "td3bc" else "Dynamic (ASPC)"
     if run.script == "td3bc" and run.task in ends:
         for column, argument in (("Converged", "alpha"), ("Linear", "alpha_final")):
             near = 0.99 * min(ends[run.task]) <= run.variant.get(argument, 0) <= 1.01 * max(ends[run.task])
@@ -91,22 +112,25 @@ def table_2_column(run: Run, ends: dict[str, list[float]]) -> str:
 def table_2(runs: list[Run], of: str, suffix: str) -> Page:
     ends = defaultdict(list)
     for run in runs:
-        if run.algorithm == "aspc_td3bc":
+        if run.typed == "aspc_td3bc":
             ends[run.task].append(alpha(run.rows[-1]))
     groups = grouped(runs, lambda run: table_2_column(run, ends))
     columns = {name: groups[name] for name in ("Naive", "Converged", "Linear", "Dynamic (ASPC)") if name in groups}
     if not columns.keys() & {"Converged", "Linear"}:
         return []
-    return ablation(f"Table 2: would a fixed or linear α do? {of}", f"table2{suffix}", columns, "2", "Naive")
+    return ablation(f"Table 2: would a fixed or linear α do?{of}", f"table2{suffix}", columns, "2", "Naive")
 
 
 def compare(
-    runs: list[Run], of: str, suffix: str, title: str, name: str, columns: dict[str, str], number: str | None, base: str
-) -> Page:
-    """The runs of these scripts, with default arguments."""
-    groups = grouped((run for run in runs if run.algorithm in columns), lambda run: columns[run.script])
-    groups = {column: groups[column] for column in sorted(columns.values()) if column in groups}
-    return ablation(f"{title} {of}", name + suffix, groups, number, base) if len(groups) > 1 else []
+    runs: list[Run], of: str, suffix: str, title: str, name: str, columns: dict[str, str], number: str | None,
+    base: str | None,
+) -> Page:  # fmt: skip
+    """The runs of these scripts, with no arguments but those that `columns` names."""
+    groups = grouped((run for run in runs if run.typed in columns), lambda run: columns[run.typed])
+    groups = {column: groups[column] for column in columns.values() if column in groups}
+    if columns is TUNING and not any(f"{column} --tuned" in groups for column in groups):
+        return []
+    return ablation(f"{title}{of}", name + suffix, groups, number, base) if len(groups) > 1 else []
 
 
 def sweep(runs: list[Run], of: str, suffix: str, title: str, name: str, scripts: tuple, keys: tuple) -> Page:
@@ -114,19 +138,16 @@ def sweep(runs: list[Run], of: str, suffix: str, title: str, name: str, scripts:
     runs = [run for run in runs if run.script in scripts and run.variant.keys() <= set(keys)]
     varied = {run.script for run in runs if run.variant}
     runs = sorted((r for r in runs if r.script in varied), key=lambda r: (r.script, [r.args[key] for key in keys]))
-    groups = grouped(runs, lambda run: ", ".join([run.script, *(f"{key} {run.args[key]}" for key in keys)]))
-    return ablation(f"{title} {of}", name + suffix, groups) if groups else []
+    names = lambda run: ", ".join([ALGORITHMS[run.script][0], *(f"{key} {run.args[key]}" for key in keys)])  # noqa: E731
+    groups = grouped(runs, names)
+    return ablation(f"{title}{of}", name + suffix, groups) if groups else []
 
 
-def ablations(runs: list[Run]) -> Page:
-    """Tables 2 and 13, Figs 5, 6, 9, 11, 12 where runs exist; runs of another length or on stand-ins apart."""
-    page = []
-    for i, setting in enumerate(sorted({run.setting for run in runs})):
-        members = [run for run in runs if run.setting == setting]
-        of, suffix = f"({setting})" if setting else "", f"_{i + 1}"
-        page += table_2(members, of, suffix)
-        for arguments in COMPARISONS:
-            page += compare(members, of, suffix, *arguments)
-        for arguments in SWEEPS:
-            page += sweep(members, of, suffix, *arguments)
+def ablations(runs: list[Run], of: str, suffix: str) -> Page:
+    """Fig. 1(b), Tables 2 and 13, Figs 5, 6, 9, 11, 12, where runs of the same setting exist."""
+    page = table_2(runs, of, suffix)
+    for arguments in COMPARISONS:
+        page += compare(runs, of, suffix, *arguments)
+    for arguments in SWEEPS:
+        page += sweep(runs, of, suffix, *arguments)
     return page

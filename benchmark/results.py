@@ -20,6 +20,21 @@ SCRIPTS = {path.stem: path for room in (".", "baselines", "benchmark/ablations")
 AVERAGES = DOMAINS | {"Total": list(TASKS)}
 SCORE = "charts/normalized_score"
 
+# Every script's name on every page and its colour in every picture, in the order of rows and legends. Ablations of ASPC
+# have shades of its colour.
+ALGORITHMS = {
+    "aspc_td3bc": ("ASPC", "#d62728"), "td3bc": ("TD3+BC", "#1f77b4"), "a2pr": ("A2PR", "#2ca02c"),
+    "iql": ("IQL", "#ff9f1c"), "wpc": ("wPC", "#9467bd"), "rebrac": ("ReBRAC", "#222222"),
+    "aspc_iql": ("IQL+ASPC", "#a65e00"), "cql": ("CQL", "#17becf"), "aspc_cql": ("CQL+ASPC", "#0b5f66"),
+    "diffusionql": ("Diffusion-QL", "#f47fc4"), "aspc_diffusionql": ("Diffusion-QL+ASPC", "#8f0f5e"),
+    "fql": ("FQL", "#b5bd22"), "aspc_fql": ("FQL+ASPC", "#5e6b00"),
+    "advantage_weighted_bc": ("ASPC, advantage-weighted BC", "#d62728"),
+    **{f"l_bc_form{i}": (f"ASPC, L_BC ({i})", "#d62728") for i in (1, 2, 3, 5)},
+    "one_step_delta_q": ("ASPC, one-step ΔQ", "#d62728"), "fresh_outer_batch": ("ASPC, fresh outer batch", "#d62728"),
+}
+# What the scale of the policy's constraint is called; of different kinds, numbers do not compare
+SCALES = {"iql": "β", "cql": "CQL's α", "diffusionql": "η", "fql": "FQL's α"}
+
 # Arguments that leave the algorithm and its measurement as they are, and those that set length and measurement of a
 # run. Any other argument that is off its default makes a variant of the algorithm.
 HOUSEKEEPING = (
@@ -43,7 +58,9 @@ class Run:
 
     def __post_init__(self):
         self.args, self.script, self.seed = self.config["args"], self.config["script"], self.config["seed"]
-        self.task, self.dataset, self.device = self.args["env_id"], self.config["dataset"], self.config["device"]
+        # of several tasks in one process, args name all
+        self.task = (self.result or {}).get("env_id") or self.config.get("env_id") or self.args["env_id"]
+        self.dataset, self.device = self.config["dataset"], self.config["device"]
         commits = [(where["commit"] or "unknown")[:7] for where in [self.config, *self.config.get("resumed", [])]]
         self.commit = ", ".join(dict.fromkeys(commits))  # those of its resumptions too
         self.group = self.config["group"]  # seeds trained together in one process, whose time they share
@@ -52,12 +69,16 @@ class Run:
         self.off_default = off_default(self.script, self.args)
         options = {key: value for key, value in self.off_default.items() if key not in HOUSEKEEPING}
         self.variant = {key: value for key, value in options.items() if key not in PROTOCOL}
-        self.algorithm = " ".join([self.script, *flags(self.variant)])
+        name, self.color = ALGORITHMS.get(self.script, (self.script, "#7f7f7f"))
+        self.typed = " ".join([self.script, *flags(self.variant)])
+        self.label = " ".join([name, *flags(self.variant)])  # on every page
+        place = list(ALGORITHMS).index(self.script) if self.script in ALGORITHMS else len(ALGORITHMS)
+        self.place = (place, self.label)  # in every list
         self.stand_in = is_stand_in(self.task, self.dataset)
         setting = flags({key: value for key, value in options.items() if key in PROTOCOL})
         self.setting = " ".join(setting + ["on stand-in data"] * self.stand_in)
-        self.label = f"{self.algorithm} {self.setting}".strip()  # runs alike but for task and seed share it
-        self.shared = ""  # the setting, where all runs that are read have the same and labels do without
+        self.scale = SCALES.get(self.script.removeprefix("aspc_"), "α")
+        self.start = self.args.get("alpha_init", self.args.get("alpha"))  # of that scale, where a script logs one
         ablation = self.script in SCRIPTS and SCRIPTS[self.script].parent.name == "ablations"
         self.main = self.variant.keys() <= {"tuned"} and not ablation
         if self.result is not None:
@@ -116,10 +137,7 @@ def read_run(path: Path) -> Run:
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
-    """All runs below the folders, sorted. A setting that all have in common moves from `label` to `shared`.
-
-    Exits with a sentence if there are none.
-    """
+    """All runs below the folders, in the order of ALGORITHMS. Exits with a sentence if there are none."""
     for folder in folders:
         if not folder.is_dir():
             sys.exit(f"{folder} is not a folder.")
@@ -127,19 +145,23 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
     if not paths:
         sys.exit(f"No run directory (one with a config.json) lies below {', '.join(map(str, folders))}.")
     runs = [read_run(path) for path in tqdm(paths, desc="reading", unit="run", delay=2)]
-    if len({run.setting for run in runs}) == 1:
-        for run in runs:
-            run.label, run.shared = run.algorithm, run.setting
-    return sorted(runs, key=lambda run: (run.label, run.task, run.seed, run.name))
+    return sorted(runs, key=lambda run: (run.place, run.task, run.seed, run.name))
 
 
 def without_repeats(runs: list[Run]) -> tuple[list[Run], list[Run]]:
     """A seed counts once: of runs alike but for their time a finished one, the latest. Gives (kept, left out)."""
     chosen: dict[tuple, Run] = {}
     for run in sorted(runs, key=lambda run: (run.result is not None, run.name)):
-        chosen[run.label, run.task, run.seed] = run
+        chosen[run.label, run.setting, run.task, run.seed] = run
     kept = {id(run) for run in chosen.values()}
     return [run for run in runs if id(run) in kept], [run for run in runs if id(run) not in kept]
+
+
+def by_setting(runs: list[Run]) -> list[tuple[str, list[Run]]]:
+    """Runs of the same length, measurement and kind of data, [(setting, runs)]: only these are compared, each kind in a
+    part of its own. Those of the defaults, "", come first.
+    """
+    return [(setting, [run for run in runs if run.setting == setting]) for setting in sorted({r.setting for r in runs})]
 
 
 Groups = dict[str, dict[str, list[Run]]]  # label -> task -> runs, one a seed
@@ -158,17 +180,36 @@ def task_means(tasks: dict[str, list[Run]], kind: str = "last") -> dict[str, flo
 
 # --- The paper's numbers ----------------------------------------------------------------------------------------------
 
-# Where the paper published a script's scores on D4RL: table, column
+# Where the paper published a script's scores on D4RL: table, column, whether with settings of each task (--tuned).
+# Those of Table 1 are in its order.
 PUBLISHED = {
-    "aspc_td3bc": ("1", "ASPC"), "td3bc": ("1", "TD3+BC"), "a2pr": ("1", "A2PR"), "wpc": ("1", "wPC"),
-    "rebrac": ("1", "ReBRAC"), "iql": ("1", "IQL"), "aspc_iql": ("3", "IQL+ASPC"), "cql": ("3", "CQL"),
-    "aspc_cql": ("3", "CQL+ASPC"), "diffusionql": ("3", "Diffusion-QL"), "aspc_diffusionql": ("3", "Diffusion-QL+ASPC"),
+    "td3bc": ("1", "TD3+BC", False), "a2pr": ("1", "A2PR", False), "iql": ("1", "IQL", True),
+    "wpc": ("1", "wPC", False), "rebrac": ("1", "ReBRAC", True), "aspc_td3bc": ("1", "ASPC", False),
+    "aspc_iql": ("3", "IQL+ASPC", False), "cql": ("3", "CQL", True), "aspc_cql": ("3", "CQL+ASPC", False),
+    "diffusionql": ("3", "Diffusion-QL", True), "aspc_diffusionql": ("3", "Diffusion-QL+ASPC", False),
 }
+PAPER_STEPS = 1_000_000
+
+
+def unlike_paper(run: Run) -> list[str]:
+    """Why a run's score does not compare with the paper's for its script; [] where it does."""
+    tuned = PUBLISHED[run.script][2]
+    reasons = {
+        "it is a variant": not run.main,
+        f"{run.args['total_steps']:,} gradient steps, the paper's are a million":
+            run.args["total_steps"] != PAPER_STEPS,
+        f"a batch of {run.args.get('batch_size')}": "batch_size" in run.off_default and not run.args.get("tuned"),
+        "not D4RL's file, or not known to be it": run.stand_in,
+        "one setting for all tasks, the paper has one for each": tuned and not run.args.get("tuned"),
+        "settings of each task, the paper has one for all": not tuned and run.args.get("tuned"),
+    }
+    return [reason for reason, holds in reasons.items() if holds]
 
 
 @cache
 def read_published() -> list[dict[str, str]]:
-    """The paper's Tables 1, 2, 3, 4 and 13 as printed: table, kind, task, algorithm, mean, std, percent, note.
+    """The paper's Tables 1, 2, 3, 4 and 13 as printed: table, kind, task, algorithm, mean, std, percent, note; and as
+    table "FQL" the success rates that FQL's authors published (Park et al. 2025, arXiv:2502.02538, their Table 3).
 
     `kind` is "cell", or "stated average" for the average of a column's cells as the paper prints it; `task` D4RL's (or
     OGBench's) id, or a key of `AVERAGES`; `percent` the gain printed in brackets. What is wrong or illegible in the

@@ -20,6 +20,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -47,8 +48,8 @@ class Args:
     ogbench-large, ogbench-giant"""
     suite: str | None = None
     """in place of --scripts: the runs behind a table or figure of the paper, on its tasks unless --tasks names others:
-    paper (tables 1, 3 and 4), table1, table2, table3, table4, table13, fig5, fig6a, fig6b, fig9, fig11, fig12,
-    readings, smoke"""
+    paper (tables 1, 3 and 4), everything, mazes, table1, table2, table3, table4, table13, fig1b, fig5, fig6a, fig6b,
+    fig9, fig10, fig11, fig12, readings, smoke"""
     seeds: str = "0-3"
     """such as 0-3 or 0,2,5-7"""
     seeds_per_run: int = 1
@@ -120,6 +121,14 @@ SUITES: dict[str, tuple[list[str], list[tuple[str, dict[str, Any]]]]] = {
         (ASPC, OGBENCH), ("baselines/fql", OGBENCH | {"tuned": True}), ("aspc_fql", OGBENCH | {"tuned": True}),
     ]) for maze, discount in (("large", {}), ("giant", {"discount": 0.995}))},
     "table13": (["paper"], [(ASPC, {}), *((f"{VARIANTS}/l_bc_form{n}", {}) for n in (1, 2, 3, 5))]),  # form 4 is ASPC's
+    "mazes": (["maze2d"], [
+        *((s, {}) for s in (ASPC, TD3BC, "baselines/wpc", "baselines/a2pr")),  # A2PR has no settings of mazes
+        *((s, {"tuned": True}) for s in ("baselines/rebrac", "baselines/iql")),
+    ]),
+    "fig1b": (["paper"], [  # settings of each task, and one setting for all
+        (ASPC, {}), (TD3BC, {}),
+        *((f"baselines/{name}", {"tuned": tuned}) for name in ("iql", "rebrac") for tuned in (True, False)),
+    ]),
     "fig5": (["halfcheetah-medium-v2"], [  # run times: give the machine nothing else to do, and --jobs 1
         *((f"baselines/{name}", {}) for name in ("td3bc", "cql", "iql", "wpc", "a2pr")),
         *((ASPC, {"alpha_interval": n}) for n in (5, 10, 20, 30)),
@@ -127,6 +136,7 @@ SUITES: dict[str, tuple[list[str], list[tuple[str, dict[str, Any]]]]] = {
     "fig6a": (["paper"], [(s, {"robust_critic": rc}) for s in (ASPC, "baselines/wpc") for rc in (True, False)]),
     "fig6b": (["paper"], [(ASPC, {"l_q_coef": q, "l_bc_coef": bc}) for q in (0.0, 1.0) for bc in (0.0, 1.0)]),
     "fig9": (["antmaze", "adroit"], [(ASPC, {}), (f"{VARIANTS}/advantage_weighted_bc", {})]),
+    "fig10": (["halfcheetah-medium-v2"], [(ASPC, {}), (TD3BC, {})]),
     # The values of the paper's Figs. 11 and 12 are in its pictures only: these are ours, around its setting.
     "fig11": (["locomotion", "antmaze", "adroit"], [(ASPC, {"alpha_init": a}) for a in (0.5, 1.0, 2.5, 5.0, 10.0)]),
     "fig12": (["paper"], [(ASPC, {"alpha_lr": rate}) for rate in (2e-4, 1e-3, 2e-3, 5e-3, 1e-2)]),
@@ -139,6 +149,7 @@ SUITES: dict[str, tuple[list[str], list[tuple[str, dict[str, Any]]]]] = {
 }  # fmt: skip
 # Suites of suites; what two of them share is run once, and --tasks picks among the tasks of each
 UNIONS = {"table4": ("table4-large", "table4-giant"), "paper": ("table1", "table3", "table4-large", "table4-giant")}
+UNIONS["everything"] = tuple(name for name in SUITES if name != "smoke")
 
 
 def script_arguments(script: str) -> dict[str, tuple[str, Any]]:
@@ -216,6 +227,9 @@ def read_request(args: Args) -> tuple[list[tuple[str, str, dict]], dict[str, Any
         if args.suite in UNIONS:
             tasks = [task for task in expand(names) if task in tasks]
         for task, (script, varied) in itertools.product(tasks, variants):
+            if args.suite in UNIONS and script not in missing:  # what is varied to its default is not varied
+                known = script_arguments(script)
+                varied = {name: value for name, value in varied.items() if value != known[name][1]}
             shared = args.suite in UNIONS and (task, script, varied) in requests
             requests += [(task, script, varied)] * (script not in missing and not shared)
     if not requests:
@@ -491,6 +505,12 @@ def ray_engine(args: Args) -> Callable[[Job], Future]:
         import ray
     except ImportError:
         sys.exit("--engine ray needs Ray: pip install -r requirements-benchmark.txt, or take --engine local.")
+    host, _, port = (args.address or "").removeprefix("ray://").rpartition(":")
+    if port.isdigit():  # Ray itself asks a host that is not there for minutes
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except (OSError, OverflowError) as error:
+            sys.exit(f"--address {args.address}: no Ray cluster answers there ({error}).")
     here = {} if args.address else {"num_cpus": args.threads * slots(args).qsize(), "include_dashboard": False}
     try:
         ray.init(args.address or "local", log_to_driver=False, logging_level="error", **here)

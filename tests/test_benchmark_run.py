@@ -7,9 +7,11 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
+import types
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -184,6 +186,20 @@ def test_the_paper_is_its_tables_once_each(tmp_path, capsys):
     run.main(Args(suite="paper", runs_dir=tmp_path / "runs", dry_run=True))
     printed = capsys.readouterr().out
     assert len(re.findall(r"^new +\S*python", printed, re.M)) == count("paper") and "hours" in printed
+
+
+def test_everything_is_every_suite_once(tmp_path):
+    """What two suites share is trained once, also where the one names what is the other's default."""
+    jobs = plan(tmp_path, suite="everything", tasks=("maze2d-umaze-v1",), seeds="0")
+    lines = [shlex.join(job.command) for job in jobs if job.script == "aspc_td3bc"]
+    # as it is; four of alpha_lr, three of l_q_coef and l_bc_coef, one without the robust critic
+    assert len(lines) == len(set(lines)) == 1 + 4 + 3 + 1
+    everything = plan(tmp_path, suite="everything", seeds="0")
+    commands = {shlex.join(job.command) for job in everything}
+    assert len(commands) == len(everything)
+    for suite in SUITES.keys() - {"smoke", "table2"}:  # each is in it, but for arguments that are at their defaults
+        known = {(job.script, job.command[3]) for job in everything}
+        assert {(job.script, job.command[3]) for job in plan(tmp_path, suite=suite, seeds="0")} <= known
 
 
 def speed_record(path: Path, device: str, **ms: float) -> None:
@@ -446,6 +462,18 @@ def test_ray_is_optional(trainer, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SystemExit, match="requirements-benchmark.txt"):
         run.main(Args(scripts=(trainer,), tasks=("maze2d",), engine="ray", runs_dir=tmp_path / "runs"))
+
+
+def test_a_dead_ray_cluster_is_told_in_seconds(trainer, tmp_path, monkeypatch):
+    """Ray itself asks for minutes; here it is not even asked."""
+    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # free again behind this block
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "127.0.0.1:99999"):
+        begin = time.time()
+        with pytest.raises(SystemExit, match=f"--address {address}: no Ray cluster answers there"):
+            run.ray_engine(Args(engine="ray", address=address))
+        assert time.time() - begin < 10
 
 
 def test_the_screen(monkeypatch, capsys, tmp_path):
