@@ -405,10 +405,11 @@ class Agent:
         self.critic_adam.step(self.phi, self.all(self.clip)(g)[0])
         g, metrics = self.all(grad(self.actor_loss, has_aux=True))(self.theta, self.phi, s, a, chain, epsilon, t, i)
         g, factor = self.all(self.clip)(g)
+        metrics = {"losses/critic": loss} | metrics | {"losses/actor_clip": factor}
         self.actor_adam.step(self.theta, g, self.args.actor_lr)
         self.target_theta.lerp_(self.theta, self.target_actor_rate())
         self.target_phi.lerp_(self.phi, TAU)
-        return {"losses/critic": loss} | metrics | {"losses/actor_clip": factor}
+        return metrics
 
     def period(self) -> None:
         """The schedule's shortest repeat, from static inputs and on the device alone: what a CUDA graph records."""
