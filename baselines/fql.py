@@ -269,9 +269,8 @@ class Agent:
         """data: D4RL's transitions of each task; low, high: (A,) bounds of the actions."""
         self.args, self.device, dtype = args, torch.device(device), torch.get_default_dtype()
         self.period_steps = PERIOD
-        low, high = torch.as_tensor(low, dtype=dtype), torch.as_tensor(high, dtype=dtype)
-        data = [self.prepared(transitions, low.numpy(), high.numpy()) for transitions in data]
         self.buffer = ReplayBuffer(data, args.num_seeds, self.period_steps, args.batch_size, device)
+        low, high = torch.as_tensor(low, dtype=dtype), torch.as_tensor(high, dtype=dtype)
         state_dim, action_dim = self.buffer.widths[:2]
         seeds = [args.seed + k for k in range(args.num_seeds)] * len(data)
         theta, psi, phi = [], [], []
@@ -288,19 +287,16 @@ class Agent:
         self.mu, self.v, self.q = (Function(module.to(device)) for module in (actor, teacher, twins[0]))
         self.low, self.high = low.to(device), high.to(device)
 
+        _, a, _, r, _ = self.buffer.table.split(self.buffer.widths, 1)  # views of it
+        margin = 1e-5 * (self.high - self.low) / 2  # the official code keeps the data's actions off the bounds
+        a.clamp_(self.low + margin, self.high - margin)
+        r += args.reward_shift
+
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         shape = self.buffer.indices.shape  # (K, steps, B)
         self.normal = torch.zeros(3, *shape, action_dim, dtype=dtype, device=device)  # z at s, z at s', x_0 of L_flow
         self.uniform = torch.zeros(*shape, 1, dtype=dtype, device=device)  # t of L_flow
         self.metrics: Metrics = {}  # tag -> (K,), as of the last period
-
-    def prepared(self, transitions: dict[str, np.ndarray], low: np.ndarray, high: np.ndarray) -> dict[str, np.ndarray]:
-        """The transitions with rewards shifted and, as in the official code, actions kept off the bounds."""
-        margin = 1e-5 * (high - low) / 2
-        return transitions | {
-            "actions": np.clip(transitions["actions"], low + margin, high - margin),
-            "rewards": transitions["rewards"] + self.args.reward_shift,
-        }
 
     def all(self, function):
         """A function of one learner for all K: the first axis of what it takes and gives counts the learners."""
@@ -382,7 +378,7 @@ class Agent:
     def policy(self, k: int) -> Policy:
         """The k-th learner's, on the CPU and detached from training."""
         policy = Policy(self.buffer.widths[0], self.low.cpu(), self.high.cpu())
-        vector_to_parameters(self.theta[k].cpu(), policy.actor.parameters())
+        vector_to_parameters(self.theta[k].clone().cpu(), policy.actor.parameters())
         return policy
 
     def tensors(self) -> dict[str, Tensor]:
@@ -390,7 +386,9 @@ class Agent:
         tensors = {
             "actor": self.theta, "teacher": self.psi, "critics": self.phi, "target_critics": self.target_phi,
         }
-        adams = {"actor": self.actor_adam, "teacher": self.teacher_adam, "critics": self.critic_adam}
+        adams = {
+            "actor": self.actor_adam, "teacher": self.teacher_adam, "critics": self.critic_adam,
+        }
         for name, adam in adams.items():
             tensors |= {f"{name}.adam.{key}": tensor for key, tensor in vars(adam).items()}
         return tensors
