@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, S, assert_seeds_are_independent, make_agent, stop_before_alpha
 from test_hypergradient import central_difference, relative
-from test_run import OWN, after_steps, assert_same_runs, resume, train, write_dataset
+from test_scripts import OWN, after_steps, assert_same_runs, resume, train, write_dataset
 from test_update import Restatement
 from torch.func import vmap
 from torch.nn import functional as F

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import A, random_data, stop_before_alpha
-from test_run import OWN, train, write_dataset
+from test_scripts import OWN, train, write_dataset
 
 from benchmark import alpha_gradient
 from benchmark.ablations import fresh_outer_batch

@@ -11,7 +11,7 @@ import torch
 from conftest import A, N, S, load_script, make_agent, random_data, stop_before_alpha
 from test_device import NoHost
 from test_hypergradient import central_difference, relative
-from test_run import command, flags, write_dataset
+from test_scripts import command, flags, write_dataset
 from test_update import PlainAdam
 from torch.func import vmap
 from torch.nn import functional as F

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import A, N, S, assert_seeds_are_independent, load_script, make_agent, random_data, stop_before_alpha
 from test_hypergradient import central_difference, relative
-from test_run import command, flags, write_dataset
+from test_scripts import command, flags, write_dataset
 from test_update import PlainAdam
 from torch import nn
 from torch.func import vmap
