@@ -1,5 +1,5 @@
-"""What a GPU, its CUDA graphs and torch.compile demand, checked without one: all is on the device, stays there, does not
-grow, and is captured whole."""
+"""What a GPU, its CUDA graphs and torch.compile demand, checked without one: all is on the device, stays there, does
+not grow, and is captured whole."""
 
 import functools
 import gc
