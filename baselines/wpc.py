@@ -319,7 +319,7 @@ class Agent:
     def policy(self, k: int) -> Policy:
         """The k-th learner's, on the CPU and detached from training."""
         policy = Policy(self.buffer.mean[k], self.buffer.std[k], self.low.cpu(), self.high.cpu())
-        vector_to_parameters(self.theta[k].cpu(), policy.actor.parameters())
+        vector_to_parameters(self.theta[k].cpu().clone(), policy.actor.parameters())
         return policy
 
     def tensors(self) -> dict[str, Tensor]:
