@@ -74,23 +74,15 @@ class Args(RunArgs):
 # --- CORL's settings for each of D4RL's tasks -------------------------------------------------------------------------
 
 CORL = {"beta": 3.0, "expectile": 0.7, "deterministic": False, "actor_dropout": 0.0, "tau": 0.005, "rewards": "raw"}
-LOCOMOTION = ("random", "medium", "expert", "medium-expert", "medium-replay", "full-replay")
-ANTMAZES = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
-TUNED = (  # what differs from CORL's defaults
-    {f"{robot}-{data}-v2": {} for robot in ("halfcheetah", "hopper", "walker2d") for data in LOCOMOTION}
-    | {f"maze2d-{maze}-v1": {} for maze in ("umaze", "medium", "large")}
-    | {f"antmaze-{maze}-v2": {"beta": 10.0, "expectile": 0.9, "rewards": "minus-one"} for maze in ANTMAZES}
-    | {
-        f"{hand}-{data}-v1": {"expectile": 0.8, "actor_dropout": 0.1}
-        for hand in ("pen", "door", "hammer", "relocate")
-        for data in ("human", "cloned", "expert")
-    }
-    | {
-        "hopper-medium-v2": {"deterministic": True, "tau": 0.001, "rewards": "return-range"},
-        "hopper-medium-replay-v2": {"deterministic": True, "tau": 0.001, "rewards": "return-range"},
-        "hopper-medium-expert-v2": {"beta": 6.0, "expectile": 0.5},
-    }
-)
+HANDS = ("pen", "door", "hammer", "relocate")
+TUNED = {  # what differs from CORL's defaults
+    **{task: {} for task in d4rl.TASKS},
+    "hopper-medium-v2": {"deterministic": True, "tau": 0.001, "rewards": "return-range"},
+    "hopper-medium-replay-v2": {"deterministic": True, "tau": 0.001, "rewards": "return-range"},
+    "hopper-medium-expert-v2": {"beta": 6.0, "expectile": 0.5},
+    **{task: {"beta": 10.0, "expectile": 0.9, "rewards": "minus-one"} for task in d4rl.TASKS if "antmaze" in task},
+    **{task: {"expectile": 0.8, "actor_dropout": 0.1} for task in d4rl.TASKS if task.startswith(HANDS)},
+}
 
 
 def tuned(args: Args) -> Args:
@@ -107,10 +99,8 @@ def tuned(args: Args) -> Args:
 
 def changed_rewards(rewards: np.ndarray, terminals: np.ndarray, change: str) -> np.ndarray:
     """A task's rewards (N,) as training sees them. Episodes are told apart as in CORL: by terminals, or 1000 rows."""
-    if change == "raw":
-        return rewards
-    if change == "minus-one":
-        return rewards - 1
+    if change != "return-range":
+        return rewards - 1 if change == "minus-one" else rewards
     returns, total, length = [], 0.0, 0
     for reward, terminal in zip(rewards.tolist(), terminals.tolist(), strict=True):
         total, length = total + reward, length + 1
@@ -334,24 +324,23 @@ class Agent:
 
     def imitation_loss(self, theta: Tensor, s: Tensor, a: Tensor, noise: Tensor) -> Tensor:
         """−log π(a|s), or ‖π(s) − a‖² of a deterministic policy: (B,)."""
-        masks = (noise >= self.args.actor_dropout) / (1 - self.args.actor_dropout)  # (B, 2, 256)
+        masks = (noise >= self.args.actor_dropout) / (1 - self.args.actor_dropout)  # (B, 2, units)
         pi, std = self.pi(theta, s, masks.unbind(-2))
         if self.args.deterministic:
             return (pi - a).square().sum(-1)
         return (((a - pi) / std).square() / 2 + std.log() + math.log(2 * math.pi) / 2).sum(-1)
 
-    def actor_loss(
-        self, theta: Tensor, advantage: Tensor, s: Tensor, a: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Metrics]:
-        """Mean min(exp(β A), 100) (−log π(a|s))."""
-        weight = (self.args.beta * advantage).clamp(max=math.log(WEIGHT_MAX)).exp()
-        loss = (weight * self.imitation_loss(theta, s, a, noise)).mean()
-        return loss, {"losses/actor": loss, "losses/weight": weight.mean()}
+    def actor_loss(self, theta: Tensor, weight: Tensor, s: Tensor, a: Tensor, noise: Tensor) -> Tensor:
+        """Mean w (−log π(a|s)), w being the weights (B,) of actions."""
+        return (weight * self.imitation_loss(theta, s, a, noise)).mean()
 
     # --- Updates of all learners ---
 
     def actor_rates(self) -> Tensor:
-        """The policy's learning rate at each step of the period, along a cosine to 0 over the run: (steps,)."""
+        """The policy's learning rate at each step of the period, along a cosine to 0 over the run: (steps,).
+
+        Not within the update, where, compiled, the cosine would be taken anew for every parameter.
+        """
         t = self.actor_adam.t + torch.arange(self.period_steps, dtype=torch.float64, device=self.device)
         return LEARNING_RATE * (1 + (math.pi * t / self.args.total_steps).cos()) / 2
 
@@ -359,13 +348,15 @@ class Agent:
         """One gradient step, from batches (K, B, ...). As in CORL's code A and y are those of V and Q' before it."""
         value_g, (advantage, metrics) = self.all(grad(self.value_loss, has_aux=True))(self.psi, self.target_phi, s, a)
         y = self.all(self.target)(self.psi, next_s, r, d)
-        critic_g, loss = self.all(grad_and_value(self.critic_loss))(self.phi, s, a, y)
+        critic_g, critic_loss = self.all(grad_and_value(self.critic_loss))(self.phi, s, a, y)
         self.value_adam.step(self.psi, value_g)
         self.critic_adam.step(self.phi, critic_g)
         self.target_phi.lerp_(self.phi, self.args.tau)
-        g, more = self.all(grad(self.actor_loss, has_aux=True))(self.theta, advantage, s, a, noise)
+        weight = (self.args.beta * advantage).exp().clamp(max=WEIGHT_MAX)  # w: (K, B)
+        g, actor_loss = self.all(grad_and_value(self.actor_loss))(self.theta, weight, s, a, noise)
+        metrics |= {"losses/critic": critic_loss, "losses/actor": actor_loss, "losses/weight": weight.mean(1)}
         self.actor_adam.step(self.theta, g, actor_rate)
-        return {"losses/critic": loss} | metrics | more
+        return metrics
 
     def period(self) -> None:
         """The schedule's shortest repeat, from static inputs and on the device alone: what a CUDA graph records."""
@@ -393,7 +384,8 @@ class Agent:
         tensors = {
             "actor": self.theta, "critics": self.phi, "target_critics": self.target_phi, "value": self.psi,
         }
-        for name, adam in {"actor": self.actor_adam, "critics": self.critic_adam, "value": self.value_adam}.items():
+        adams = {"actor": self.actor_adam, "critics": self.critic_adam, "value": self.value_adam}
+        for name, adam in adams.items():
             tensors |= {f"{name}.adam.{key}": tensor for key, tensor in vars(adam).items()}
         return tensors
 
