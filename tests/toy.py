@@ -24,7 +24,7 @@ class Walk(gymnasium.Env):
     def __init__(self, render_mode=None, low=-1.0, high=1.0, dtype=np.float32, integer=False, nan=None, fail=0):
         self.render_mode, self.integer, self.nan, self.fail = render_mode, integer, nan, fail
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
-        self.action_space = gymnasium.spaces.Box(np.array([low, low], dtype), np.array([high, high], dtype), dtype=dtype)
+        self.action_space = gymnasium.spaces.Box(low, high, (2,), dtype)
 
     def observe(self):
         return np.rint(self.place).astype(int) if self.integer else self.place.astype(np.float32)
