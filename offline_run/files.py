@@ -67,9 +67,9 @@ def load_tensors(path: Path) -> dict:
 # --- The directories of a run -----------------------------------------------------------------------------------------
 
 
-def create(args: RunArgs, script: Path, device: str, datasets: list) -> tuple[list[Path], list[dict]]:
-    """The new directories of a run and their config.json, one a learner. datasets: each learner's."""
-    timestamp, paths, configs = datetime.now().strftime("%Y%m%d-%H%M%S-%f"), [], []
+def create(args: RunArgs, script: Path, device: str, datasets: list) -> list[Path]:
+    """The new directories of a run, each with its config.json, one a learner. datasets: each learner's."""
+    timestamp, paths = datetime.now().strftime("%Y%m%d-%H%M%S-%f"), []
     for (env_id, seed), dataset in zip(learners(args), datasets, strict=True):
         name = f"{re.sub('[/:]', '-', env_id)}__{script.stem}__{seed}__{timestamp}"
         paths.append(Path(args.runs_dir).resolve() / (name + "__stand-in" * ("stand-in" in dataset.source)))
@@ -82,10 +82,9 @@ def create(args: RunArgs, script: Path, device: str, datasets: list) -> tuple[li
             "group": [path.name for path in paths],  # all learners trained together; the first holds their checkpoint
             "dataset": {"path": str(dataset.path), "sha256": dataset.sha256, "source": dataset.source},
         }
-        configs.append(config | describe_machine(script, device))
         path.mkdir(parents=True)
-        save_json(path / "config.json", configs[-1])
-    return paths, configs
+        save_json(path / "config.json", config | describe_machine(script, device))
+    return paths
 
 
 def describe_machine(script: Path, device: str) -> dict:

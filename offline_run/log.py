@@ -1,5 +1,6 @@
 """What is logged and shown while training goes on: TensorBoard, Weights & Biases, a bar or lines of progress."""
 
+import json
 import sys
 import time
 from datetime import timedelta
@@ -19,7 +20,7 @@ class Log:
     logged between `hold` and `release` waits.
     """
 
-    def __init__(self, paths: list[Path], first_step: int, configs: list[dict], args: RunArgs):
+    def __init__(self, paths: list[Path], first_step: int, args: RunArgs):
         """first_step: what a run that is now resumed had logged for this step and later ones is dropped."""
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and the processes that evaluate need none
 
@@ -29,9 +30,10 @@ class Log:
             import wandb
 
             where = {"project": args.track_project, "entity": args.track_entity, "group": args.track_group}
-            for path, config in zip(paths, configs, strict=True):
-                run = {"name": path.name, "id": path.name, "config": config, "resume": "allow", "reinit": "create_new"}
-                self.trackers.append(wandb.init(**where, **run))
+            for path in paths:
+                run = {"name": path.name, "id": path.name, "resume": "allow", "reinit": "create_new"}
+                config = json.loads((path / "config.json").read_text())
+                self.trackers.append(wandb.init(**where, **run, config=config))
 
     def scalars(self, step: int, learners: list[Scalars]) -> None:
         """Log each learner's scalars: those of its entries whose name is a tag."""

@@ -62,9 +62,8 @@ class Run:
         self.args = args = self.reopen(with_paths(args)) if args.resume else with_paths(args)
         check(args)
         self.learners, self.device = learners(args), device_of(args)
-        if self.checkpoint and (self.configs[0]["device"] == "cpu") != (self.device == "cpu"):
-            trained = f"{self.paths[0]} was trained on {self.configs[0]['device']}"
-            sys.exit(f"{trained}, whose random numbers {self.device} cannot continue.")
+        if self.checkpoint is not None and "cpu" in {self.device, trained := self.configs[0]["device"]} != {"cpu"}:
+            sys.exit(f"{self.paths[0]} was trained on {trained}, whose random numbers {self.device} cannot continue.")
         if self.device != "cpu":
             torch.cuda.set_device(torch.device(self.device).index or 0)
         torch.set_float32_matmul_precision(args.matmul_precision)
@@ -102,7 +101,7 @@ class Run:
         if self.checkpoint is not None:
             self.restore()
         else:
-            self.paths, self.configs = files.create(args, self.script, self.device, self.datasets)
+            self.paths = files.create(args, self.script, self.device, self.datasets)
             self.lock = files.lock(self.paths[0])
         sizes = getattr(agent, "sizes", None)
         for task, (env_id, dataset) in enumerate(zip(args.env_id, datasets, strict=True)):
@@ -112,7 +111,7 @@ class Run:
 
         busy = torch.get_num_threads() if self.device == "cpu" else 1
         self.evaluator = Evaluator(processes(args, busy), args.max_episode_steps)
-        self.log = Log(self.paths, self.step + (self.pending is None), self.configs, args)
+        self.log = Log(self.paths, self.step + (self.pending is None), args)
         self.signals = Signals()
         self.progress = Progress(self.step, args.total_steps)
         pays = self.device != "cpu" and args.total_steps >= COMPILE_FROM and found("cc", "gcc", "clang", "cl")

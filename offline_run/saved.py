@@ -64,7 +64,7 @@ class Camera(gymnasium.Wrapper):
         import imageio  # needed here alone
 
         options = {"max_episode_steps": max_episode_steps, "render_mode": "rgb_array"}
-        if "rgb_array" not in gymnasium.make(env_id, max_episode_steps=max_episode_steps).metadata["render_modes"]:
+        if "rgb_array" not in gymnasium.make(env_id).metadata.get("render_modes", []):
             sys.exit(f"--render-video: {env_id} has no render mode rgb_array, so it cannot be filmed.")
         try:
             super().__init__(gymnasium.make(env_id, **options))

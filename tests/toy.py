@@ -1,5 +1,6 @@
 """A script in small: linear policies on an environment of 20 steps, for the tests of offline_run."""
 
+import multiprocessing
 import os
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -17,11 +18,13 @@ class DatasetError(Exception):
 
 
 class Walk(gymnasium.Env):
-    """Stay near the origin of the plane. Options make it behave as other environments do."""
+    """Stay near the origin of the plane. The options make it behave as other environments do."""
 
-    metadata = {"render_modes": ["rgb_array"]}
-
-    def __init__(self, render_mode=None, low=-1.0, high=1.0, dtype=np.float32, integer=False, nan=None, fail=0):
+    def __init__(
+        self, render_mode=None, low=-1.0, high=1.0, dtype=np.float32, integer=False, nan=None, fail=0,
+        modes=("rgb_array",),
+    ):  # fmt: skip
+        self.metadata = {"render_modes": list(modes)}
         self.render_mode, self.integer, self.nan, self.fail = render_mode, integer, nan, fail
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
         self.action_space = gymnasium.spaces.Box(low, high, (2,), dtype)
@@ -39,8 +42,8 @@ class Walk(gymnasium.Env):
         self.time += 1
         self.place = self.place + 0.3 * action + 0.1 * self.np_random.normal(size=2)
         reward = -float(np.linalg.norm(self.place))
-        if self.time == self.fail:
-            os._exit(1)
+        if self.time == self.fail and multiprocessing.parent_process():
+            os._exit(1)  # as the system does with a process that takes too much memory
         if self.nan == "reward" and self.time > 5:
             reward = float("nan")
         if self.nan == "observation" and self.time > 5:
@@ -52,7 +55,8 @@ class Walk(gymnasium.Env):
 
 
 def register(name: str, max_episode_steps: int | None = 20, **options) -> None:
-    gymnasium.register(name, entry_point=Walk, max_episode_steps=max_episode_steps, kwargs=options)
+    if name not in gymnasium.registry:  # this file may run as a script and be imported, too
+        gymnasium.register(name, entry_point=Walk, max_episode_steps=max_episode_steps, kwargs=options)
 
 
 register("Toy/Walk-v0")
@@ -61,6 +65,8 @@ register("Toy/NanReward-v0", nan="reward")
 register("Toy/NanObservation-v0", nan="observation")
 register("Toy/Whole-v0", integer=True, low=-3, high=3, dtype=np.int64)
 register("Toy/Uneven-v0", low=-0.1, high=0.7)
+register("Toy/Deadly-v0", fail=3)
+register("Toy/Dark-v0", modes=())
 
 
 @dataclass
@@ -86,10 +92,13 @@ class Args(RunArgs):
 
 
 class Policy(nn.Module):
-    def __init__(self, weight: Tensor, noise: Tensor):
+    """count: periods that the agent had trained."""
+
+    def __init__(self, weight: Tensor, noise: Tensor, count: Tensor):
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("noise", noise)
+        self.register_buffer("count", count)
 
     def forward(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         shape = (*observations.shape[:-1], len(self.weight))
@@ -98,7 +107,7 @@ class Policy(nn.Module):
 
 
 def load_policy(saved: dict[str, Tensor]) -> Policy:
-    return Policy(saved["weight"], saved["noise"])
+    return Policy(saved["weight"], saved["noise"], saved["count"])
 
 
 class Agent:
@@ -138,7 +147,8 @@ class Agent:
             generator.set_state(state)
 
     def policy(self, k: int) -> Policy:
-        return Policy(self.theta[k].to("cpu", copy=True), torch.tensor(0.2 * self.args.stochastic))
+        weight, count = (tensor.to("cpu", copy=True) for tensor in (self.theta[k], self.count))
+        return Policy(weight, torch.tensor(0.2 * self.args.stochastic), count)
 
 
 def percent_score(env_id: str, returns: np.ndarray) -> float | None:
