@@ -85,7 +85,7 @@ def in_words(rows: list[dict]) -> str:
     for name, tag, digits in ("score", SCORE, 1), ("return", RETURN, 1), ("alpha", "aspc/alpha", 2):
         values = [row.get(tag) for row in rows]
         if None not in values and (name != "return" or not words):
-            words.append(f"{name} {np.round(values, digits)}")
+            words.append(f"{name} [{' '.join(f'{value:.{digits}f}' for value in values)}]")
     return ", ".join(words)
 
 

@@ -280,7 +280,7 @@ def test_lines_where_there_is_no_terminal(tmp_path, capsys):
     train(tmp_path, env_id=("Toy/Walk-v0",))
     output, errors = capsys.readouterr()
     lines = [line for line in output.splitlines() if line.startswith("Step ")]
-    assert [re.match(r"Step (\d+) of 200: score \[\S+ +\S+\], alpha \[2\.\d+ +2\.\d+\], 0:00:\d\d to go", line)[1]
+    assert [re.match(r"Step (\d+) of 200: score \[\S+\.\d \S+\.\d\], alpha \[2\.\d+ +2\.\d+\], 0:00:\d\d to go", line)[1]
             for line in lines] == ["60", "120", "180", "200"]  # fmt: skip
     assert not errors
 
@@ -288,7 +288,7 @@ def test_lines_where_there_is_no_terminal(tmp_path, capsys):
 def test_returns_where_there_are_no_scores(tmp_path, capsys):
     train(tmp_path, env_id=("Toy/Uneven-v0",))
     output = capsys.readouterr().out
-    assert "nan" not in output and re.search(r"Step 60 of 200: return \[-\S+ +-\S+\], alpha", output)
+    assert "nan" not in output and re.search(r"Step 60 of 200: return \[-\S+\.\d -\S+\.\d\], alpha", output)
 
 
 class Terminal(io.StringIO):
@@ -302,7 +302,7 @@ def test_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(log.tqdm, "monitor_interval", 0)
     train(tmp_path)
     assert "Step " not in capsys.readouterr().out
-    assert re.search(r"200/200 .*score \[\S+ +\S+\], alpha \[", terminal.getvalue())
+    assert re.search(r"200/200 .*score \[\S+\.\d \S+\.\d\], alpha \[", terminal.getvalue())
 
 
 def test_message_has_a_line_of_its_own(tmp_path, monkeypatch):

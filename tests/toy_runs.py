@@ -15,6 +15,9 @@ import torch
 import toy
 from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
+
+event_file_writer._global_uid = event_file_writer.AtomicCounter(10**6)  # numbers of one length: sorted
 
 SCRIPT = ROOT / "tests" / "toy.py"
 RUN = {  # two learners: evaluations at 60, 120, 180 and 200, checkpoints at 100 and 200
