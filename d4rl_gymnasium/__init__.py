@@ -2,7 +2,7 @@
 
     env = gymnasium.make("halfcheetah-medium-v2")
     dataset = d4rl.qlearning_dataset(env)
-    score = 100 * d4rl.get_normalized_score("halfcheetah-medium-v2", episode_return)
+    score = d4rl.percent_score("halfcheetah-medium-v2", episode_returns)
 
 Each module's docstring says what it holds; docs/tasks.md and docs/data.md are the pages for users.
 """
@@ -10,7 +10,8 @@ Each module's docstring says what it holds; docs/tasks.md and docs/data.md are t
 import gymnasium
 
 from d4rl_gymnasium.data import DatasetError, DatasetFile, find_dataset, qlearning_dataset, read_dataset
-from d4rl_gymnasium.tasks import ALL_TASKS, OGBENCH_TASKS, TASKS, Task, get_normalized_score
+from d4rl_gymnasium.tasks import ALL_TASKS, OGBENCH_TASKS, TASKS, Task, get_normalized_score, percent_score
+from d4rl_gymnasium.training import Tasks, load_tasks
 
 __all__ = [
     "ALL_TASKS",
@@ -19,8 +20,11 @@ __all__ = [
     "DatasetError",
     "DatasetFile",
     "Task",
+    "Tasks",
     "find_dataset",
     "get_normalized_score",
+    "load_tasks",
+    "percent_score",
     "qlearning_dataset",
     "read_dataset",
 ]

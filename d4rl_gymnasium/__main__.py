@@ -41,10 +41,13 @@ def list_tasks(args: argparse.Namespace) -> None:
 
 
 def local_state(task: Task) -> str:
-    original = f"{task.benchmark}'s file"
-    for path, what in ((data.original_path(task), original), (data.collected_path(task), "collected")):
-        if os.path.exists(path):
-            return f"{what}, {megabytes(path)}"
+    original, collected = data.original_path(task), data.collected_path(task)
+    if os.path.exists(original):
+        return f"{task.benchmark}'s file, {megabytes(original)}"
+    if os.path.exists(collected):
+        if task.collected_rows and data.rule_of(collected) != task.collected_rule:
+            return f"collected by another rule, {megabytes(collected)} (collected anew when needed)"
+        return f"collected, {megabytes(collected)}"
     parts = sorted(data.original_path(task).parent.glob(f"{task.file_name}.*.part"))
     if parts:
         return f"part of a download, {megabytes(parts[0])}"
@@ -228,7 +231,7 @@ def main() -> None:
         "collect",
         help="collect stand-ins for D4RL's MuJoCo data, or maze2d's data",
         description="Collect a stand-in for D4RL's data of a MuJoCo task (halfcheetah, hopper, walker2d), one to three "
-        "minutes a million rows, from behaviour policies that come with this package; or maze2d's data, from its "
+        "minutes a million rows, from behaviour policies that come with this package; or maze2d's data, from a noisy "
         "waypoint controller. No network is used. Scores on stand-ins are not comparable with published D4RL scores.",
     )
     command.add_argument("env_id", metavar="ENV_ID", nargs="+", help="D4RL tasks, e.g. hopper-medium-v2")

@@ -432,9 +432,17 @@ def find_local(task: Task, original: bool = False) -> DatasetFile | None:
 
 
 def find_collected(task: Task) -> DatasetFile | None:
-    """What was collected for the task in the cache directory, or None. Raises DatasetError."""
+    """What was collected for the task by its present rule in the cache directory, or None. Raises DatasetError."""
     path = collected_path(task)
-    return DatasetFile(path, *identify(path)) if task.collected_rows and os.path.exists(path) else None
+    if not task.collected_rows or not os.path.exists(path) or rule_of(path) != task.collected_rule:
+        return None
+    return DatasetFile(path, *identify(path))
+
+
+def rule_of(path: Path) -> int:
+    """The version of the rule by which a file was collected; 1 if it has none. Raises DatasetError."""
+    with _open_hdf5(path) as file:
+        return int(file.attrs.get("rule", 1))
 
 
 def identify(path: Path) -> tuple[str, str]:
@@ -552,6 +560,11 @@ def _verified_sha256(part: Path, task: Task) -> str:
 
 def _collect(task: Task, target: Path) -> None:
     """Have the task's module collect its rows, and store them in D4RL's layout with their provenance."""
+    if target.exists():
+        say(
+            f"{target} was collected by version {rule_of(target)} of the rule for {task.env_id}, which is now "
+            f"{task.collected_rule}: it is collected anew. Runs on the old data cannot be resumed."
+        )
     say(f"Collecting {task.collected_rows:,} rows of {task.env_id} into {target}")
     module = importlib.import_module(task.entry_point.split(":")[0])
     arguments = {**task.collect_kwargs, "rows": task.collected_rows, "seed": COLLECTION_SEED}
@@ -562,6 +575,7 @@ def _collect(task: Task, target: Path) -> None:
             file.create_dataset(key, data=array, compression="gzip", compression_opts=1)
         file.attrs["source"] = task.collected_source
         file.attrs["env_id"] = task.env_id
+        file.attrs["rule"] = task.collected_rule
         file.attrs["generator"] = f"{module.__name__}.collect(**{arguments})"
         if task.download_first:
             file.attrs["policies"] = f"{module.WEIGHTS.name}, sha256 {_sha256(module.WEIGHTS)}"
@@ -589,7 +603,8 @@ def _record_path(path: Path) -> Path:
 
 
 def _store(part: Path, target: Path, sha256: str, source: str) -> None:
-    """Give a finished file its name; its record first, so that it never stands without one."""
+    """Give a finished file its name; its record first, so that it never stands without one, or with another's."""
+    target.unlink(missing_ok=True)  # there only if another rule collected it
     _record_path(target).write_text(f"# {source}\n{sha256}  {target.name}\n", encoding="utf-8")
     os.replace(part, target)
 

@@ -31,6 +31,11 @@ MAZES = {
 }
 MAX_SPEED = 5.0
 
+# What D4RL's generate_maze2d_datasets.py adds to the controller's actions: standard deviation. Drawn so many rows at
+# a time, for speed; another number would give other data.
+NOISE = 0.5
+NOISE_BLOCK = 4096
+
 POINT = """
 <mujoco>
   <option timestep="0.01" gravity="0 0 0" iterations="20" integrator="Euler"/>
@@ -169,21 +174,26 @@ def collect(maze: str, rows: int, seed: int, progress: bool = True) -> dict[str,
     """Walk through the maze to random cells, `rows` steps long, and record it as D4RL's maze2d files do.
 
     The controller follows a shortest path: the waypoints are the cells' centres, each moved by up to 0.2 towards the
-    middle of its cell on both axes, except for the last. Its action is 10 * (waypoint - position) - velocity, clipped
-    to [-1, 1]; the next waypoint is due within 0.1 of the last. At the target, or after the task's horizon, it turns
-    to another target from where it is: the point is never reset, so the rows are one long trajectory.
+    middle of its cell on both axes, except for the last. It wants 10 * (waypoint - position) - velocity, clipped to
+    [-1, 1]; the action is that plus 0.5 N(0, 1) on both axes, clipped again. The next waypoint is due within 0.1 of
+    the last. At the target, or after the task's horizon, it turns to another target from where it is: the point is
+    never reset, so the rows are one long trajectory.
+
+    The first row of a walk repeats the observation of the row before, and the controller acts on it: a slip of D4RL's
+    script, kept since D4RL's files come from it.
 
     Returns float32 arrays of `rows` rows and two bool ones:
-        observations (4,), actions (2,), infos/qpos (2,), infos/qvel (2,)    before the step
+        observations (4,), actions (2,)    before the step, but for the slip; the action as it was executed
+        infos/qpos (2,), infos/qvel (2,)   before the step, always
         infos/goal (2,)    the target that is walked to; the task's own goal plays no part in the walk
         rewards            1 where the stored observation, the one before the step, is within 0.5 of the task's goal
         terminals          all False
         timeouts           True on the last row of each walk, as in D4RL's released files (D4RL's issue #85): it cuts
-                           the trajectory into walks, though the next row does continue it
+                           the trajectory into walks, though the simulation does go on
 
-    The same `maze`, `rows` and `seed` give the same data on the same machine.
-    Source: D4RL's generate_maze2d_datasets.py, waypoint_controller.py, relabel_maze2d_rewards.py. Left out is a slip
-    of the first: the row after each walk repeats the observation of the row before instead of its own.
+    The same `maze`, `rows` and `seed` give the same data on the same machine, and fewer rows give the first of them.
+    Whoever changes what the rows are counts up `collected_rule` in tasks.py.
+    Source: D4RL's generate_maze2d_datasets.py --noisy, waypoint_controller.py, relabel_maze2d_rewards.py.
     """
     env = Maze2dEnv(maze)
     horizon = TASKS[f"maze2d-{maze}-v1"].max_episode_steps
@@ -195,11 +205,19 @@ def collect(maze: str, rows: int, seed: int, progress: bool = True) -> dict[str,
     actions = np.empty((rows, 2), np.float32)
     goals = np.empty((rows, 2), np.float32)
     timeouts = np.zeros(rows, bool)
+    slips, true_states = [], []  # rows that repeat an observation, and the state they have in truth
 
     waypoints, walk_start = [], 0
     for row in tqdm(range(rows), desc=f"collecting maze2d-{maze}", unit=" rows", disable=not progress):
-        # Plain numbers: for two of them numpy would take four times as long as the physics.
-        (x, y), (vx, vy) = qpos.tolist(), qvel.tolist()
+        if row % NOISE_BLOCK == 0:
+            noise = rng.normal(0.0, NOISE, size=(NOISE_BLOCK, 2)).tolist()
+
+        if waypoints or row == 0:
+            # Plain numbers: for two of them numpy would take four times as long as the physics.
+            (x, y), (vx, vy) = qpos.tolist(), qvel.tolist()
+        else:
+            slips.append(row)
+            true_states.append((*qpos, *qvel))
 
         if not waypoints:
             cell = env.cells[rng.integers(len(env.cells))]
@@ -208,13 +226,16 @@ def collect(maze: str, rows: int, seed: int, progress: bool = True) -> dict[str,
             path[:-1] -= rng.uniform(0.0, 0.2, size=(len(path) - 1, 2))
             waypoints, target, walk_start = path.tolist(), path[-1].tolist(), row
 
-        wx, wy = waypoints[0]
-        action = (min(max(10 * (wx - x) - vx, -1.0), 1.0), min(max(10 * (wy - y) - vy, -1.0), 1.0))
+        (wx, wy), (noise_x, noise_y) = waypoints[0], noise[row % NOISE_BLOCK]
+        action = (
+            min(max(10 * (wx - x) - vx, -1.0), 1.0) + noise_x,
+            min(max(10 * (wy - y) - vy, -1.0), 1.0) + noise_y,
+        )
         states[row] = x, y, vx, vy
         actions[row] = action
         goals[row] = goal
 
-        ctrl[:] = action
+        ctrl[:] = action  # MuJoCo clips it
         step_point(env.model, env.data)
 
         arrived = (x - target[0]) ** 2 + (y - target[1]) ** 2 < 0.1**2
@@ -226,13 +247,15 @@ def collect(maze: str, rows: int, seed: int, progress: bool = True) -> dict[str,
     env.close()
 
     observations = states.astype(np.float32)
+    if slips:
+        states[slips] = true_states
     return {
         "observations": observations,
-        "actions": actions,
+        "actions": np.clip(actions, -1.0, 1.0),
         "rewards": (np.linalg.norm(observations[:, :2] - env.goal, axis=1) <= 0.5).astype(np.float32),
         "terminals": np.zeros(rows, bool),
         "timeouts": timeouts,
         "infos/goal": goals,
-        "infos/qpos": observations[:, :2].copy(),
-        "infos/qvel": observations[:, 2:].copy(),
+        "infos/qpos": states[:, :2].astype(np.float32),
+        "infos/qvel": states[:, 2:].astype(np.float32),
     }

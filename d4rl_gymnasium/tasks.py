@@ -39,6 +39,7 @@ class Task:
     # environment's module:
     collected_rows: int | None = None  # of D4RL's file, or nearly so
     collected_by: str = ""
+    collected_rule: int = 1  # counts up when the rows change; what another rule collected is collected anew
     collect_kwargs: Mapping[str, Any] = field(default_factory=dict)
     download_first: bool = False  # collected from other policies than D4RL's: only where D4RL's file cannot be had
 
@@ -141,7 +142,8 @@ def _maze2d() -> Iterator[Task]:
             "d4rl_gymnasium.maze2d:Maze2dEnv",
             {"maze": maze},
             collected_rows=rows,
-            collected_by="waypoint controller",
+            collected_by="noisy waypoint controller",
+            collected_rule=2,  # 1 had no noise, and no repeated observations
             collect_kwargs={"maze": maze},
         )
 
@@ -229,3 +231,10 @@ def get_normalized_score(env_id: str, episode_return: float | np.ndarray) -> flo
     if env_id not in ALL_TASKS:
         raise ValueError(f"{env_id} has no reference scores: it is not one of D4RL's tasks, nor of OGBench's ten")
     return ALL_TASKS[env_id].score(np.asarray(episode_return))
+
+
+def percent_score(env_id: str, returns: np.ndarray) -> float | None:
+    """The mean episode's score in percent: D4RL's, 0 a random policy's and 100 an expert's; OGBench's, the rate of
+    success; None for a task without reference scores.
+    """
+    return 100 * float(get_normalized_score(env_id, returns).mean()) if env_id in ALL_TASKS else None

@@ -4,19 +4,22 @@ A script defines `Args(RunArgs)`, the method's arguments, and an agent (run.Agen
 
     run = Run(args, __file__)
     agent = ...
-    run.start(agent, dataset_files, percent_score)
+    run.start(agent, tasks, percent_score)
     while run.goes_on():
         agent.advance()
         run.advanced()
     run.finish()
 
-The modules, in reading order: args, run, evaluation, saved, files, log, signals, compilation, video.
+The modules, in reading order: args, run, evaluation, saved, files, log, signals, acceleration, video.
 """
 
+from offline_run.acceleration import compile_agent, graph_agent, load_state
 from offline_run.args import RunArgs, launch, parse
-from offline_run.compilation import compile_agent
 from offline_run.evaluation import episodes
 from offline_run.run import Agent, Run
 from offline_run.saved import evaluate_saved
 
-__all__ = ["Agent", "Run", "RunArgs", "compile_agent", "episodes", "evaluate_saved", "launch", "parse"]
+__all__ = [
+    "Agent", "Run", "RunArgs", "compile_agent", "episodes", "evaluate_saved", "graph_agent", "launch", "load_state",
+    "parse",
+]  # fmt: skip

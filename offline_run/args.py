@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import inspect
+import math
 import os
 import re
 import shutil
@@ -43,6 +44,10 @@ class Evaluation:
 
 @dataclass
 class Files:
+    dataset_path: str | None = None
+    """an HDF5 file in D4RL's layout, or minari:NAME, instead of the task's own data"""
+    stand_in: bool = True
+    """a MuJoCo task whose D4RL file cannot be had: train on a stand-in that is collected here, and mark the run so"""
     runs_dir: str = "runs"
     """the folder that receives one run directory per learner (a seed on a task)"""
     checkpoint_interval: int = 5_000
@@ -80,6 +85,9 @@ class Tracking:
 @dataclass
 class RunArgs(Tracking, Device, Files, Evaluation):
     """What a run needs to know beside its method."""
+
+    def check(self) -> None:
+        """Exit with a sentence where an argument of the method cannot work: a script's own."""
 
 
 # --- The command line -------------------------------------------------------------------------------------------------
@@ -164,7 +172,7 @@ class Unbroken:
 
 
 def check(args: RunArgs) -> None:
-    """Exit with a sentence where an argument cannot work."""
+    """Exit with a sentence where an argument cannot work, the run's or the method's."""
     types = get_type_hints(type(args))
     for name, value in vars(args).items():
         least = 0 if name in ("seed", "eval_workers") else 1
@@ -184,6 +192,10 @@ def check(args: RunArgs) -> None:
         sys.exit("--track needs Weights & Biases: pip install wandb.")
     if args.compile == "on" and device_of(args) == "cpu" and not found("c++", "g++", "clang++", "cl"):
         sys.exit("--compile on needs a C++ compiler, and none is on the PATH: install g++, or take --compile off.")
+    args.check()
+    for name, value in vars(args).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            sys.exit(f"{flag(name)} must be a finite number.")
 
 
 def refuse_others(args: RunArgs, *own: str) -> None:

@@ -1,6 +1,5 @@
 """A training run from its first directory to result.json, however often it is interrupted in between."""
 
-import math
 import shlex
 import sys
 import time
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from offline_run import files
-from offline_run.args import RunArgs, check, device_of, flag, found, learners, processes, refuse_others, with_paths
-from offline_run.compilation import compile_agent
+from offline_run.acceleration import compile_agent, graph_agent, load_state
+from offline_run.args import RunArgs, check, device_of, found, learners, processes, refuse_others, with_paths
 from offline_run.evaluation import Evaluator, check_environment
 from offline_run.log import RETURN, SCORE, STD, Log, Progress, in_words, summary
 from offline_run.signals import Signals
@@ -26,7 +25,7 @@ CHANGEABLE = ("dataset_path", "runs_dir", "device", "eval_workers")  # by --resu
 
 
 class Agent(Protocol):
-    """What a run asks of K learners that train side by side. `sizes`, if there is one: each task's transitions."""
+    """What a run asks of K learners that train side by side."""
 
     period_steps: int  # gradient steps of one `advance`
     metrics: dict[str, Tensor]  # tag -> (K,) on the device, as of the last period
@@ -34,13 +33,13 @@ class Agent(Protocol):
     compiled: tuple[str, ...]  # names of the methods that --compile compiles
 
     def advance(self) -> None:
-        """One period of gradient steps."""
+        """Draw a period's random numbers, and call `period`."""
+
+    def period(self) -> None:
+        """One period of gradient steps, on the device alone: it reads and writes always the same tensors."""
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, but for the generators, (K, ...) or scalars: the tensors themselves."""
-
-    def load(self, tensors: dict[str, Tensor], generator_states: list[Tensor]) -> None:
-        """Take these values of `tensors` and `generators`."""
 
     def policy(self, k: int) -> nn.Module:
         """Learner k's policy, a copy on the CPU: policy(observations (E, S), generator) -> actions (E, A), which takes
@@ -59,7 +58,7 @@ class Run:
         argument cannot work, or where there is nothing to continue.
         """
         self.script, self.checkpoint = Path(script), None
-        self.args = args = self.reopen(with_paths(args)) if args.resume else with_paths(args)
+        self.args = args = self.reopen(args) if args.resume else with_paths(args)
         check(args)
         self.learners, self.device = learners(args), device_of(args)
         if self.checkpoint is not None and "cpu" in {self.device, trained := self.configs[0]["device"]} != {"cpu"}:
@@ -71,6 +70,8 @@ class Run:
     def reopen(self, given: RunArgs) -> RunArgs:
         """Find the run that args.resume names, and read its arguments and its checkpoint."""
         refuse_others(given, "resume", *CHANGEABLE)
+        changed = [name for name in CHANGEABLE if getattr(given, name) != getattr(type(given)(), name)]
+        given = with_paths(given)
         self.paths, self.configs, args = files.find_group(Path(given.resume), self.script.stem, type(given))
         path = self.paths[0] / "checkpoint.pt"
         if (self.paths[-1] / "result.json").exists():
@@ -79,20 +80,17 @@ class Run:
             sys.exit(f"{path.parent} holds no checkpoint.pt: the run ended before its first one, so start it anew.")
         self.lock = files.lock(path.parent)
         self.checkpoint = files.load_tensors(path)
-        other = {name for name in CHANGEABLE if getattr(given, name, None) != getattr(type(given)(), name, None)}
-        return replace(args, **{name: getattr(given, name) for name in other})
+        return replace(args, **{name: getattr(given, name) for name in changed})
 
-    def start(self, agent: Agent, datasets: list, percent_score: Callable[[str, np.ndarray], float | None]) -> None:
-        """Begin, or go on where the checkpoint stands: files, logs, signals; and compilation where it pays.
+    def start(self, agent: Agent, tasks: Any, percent_score: Callable[[str, np.ndarray], float | None]) -> None:
+        """Begin, or go on where the checkpoint stands: files, logs, signals; and faster updates where they pay.
 
-        datasets: one a task, with `path`, `sha256` and `source`. percent_score(env_id, returns) -> the mean episode's
-        score, None where there are no reference scores. Exits with a sentence where that cannot be.
+        tasks: `files`, one a task, with `path`, `sha256` and `source`; and `transitions`, a dict of arrays a task.
+        percent_score(env_id, returns) -> the mean episode's score, None where there are no reference scores. Exits with
+        a sentence where that cannot be.
         """
         args, self.agent, self.percent_score = self.args, agent, percent_score
-        self.datasets = [dataset for dataset in datasets for _ in range(args.num_seeds)]  # one a learner
-        for name, value in vars(args).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                sys.exit(f"{flag(name)} must be a finite number.")
+        self.datasets = [dataset for dataset in tasks.files for _ in range(args.num_seeds)]  # one a learner
         for env_id in args.env_id:
             check_environment(env_id, args.max_episode_steps)
         self.step, self.seconds = 0, 0.0
@@ -103,20 +101,20 @@ class Run:
         else:
             self.paths = files.create(args, self.script, self.device, self.datasets)
             self.lock = files.lock(self.paths[0])
-        sizes = getattr(agent, "sizes", None)
-        for task, (env_id, dataset) in enumerate(zip(args.env_id, datasets, strict=True)):
-            transitions = f"{int(sizes[task]):,} transitions " if sizes is not None else ""
-            print(f"{env_id}: {transitions}({dataset.source}), on {self.device}")
+        for env_id, transitions, dataset in zip(args.env_id, tasks.transitions, tasks.files, strict=True):
+            print(f"{env_id}: {len(transitions['rewards']):,} transitions ({dataset.source}), on {self.device}")
         print(*self.paths, sep="\n", flush=True)
 
         busy = torch.get_num_threads() if self.device == "cpu" else 1
         self.evaluator = Evaluator(processes(args, busy), args.max_episode_steps)
         self.log = Log(self.paths, self.step + (self.pending is None), args)
         self.signals = Signals()
-        self.progress = Progress(self.step, args.total_steps)
         pays = self.device != "cpu" and args.total_steps >= COMPILE_FROM and found("cc", "gcc", "clang", "cl")
         if args.compile == "on" or (args.compile == "auto" and pays):
             self.signals.unless_stopped(compile_agent, agent)
+        if args.cudagraph and self.device != "cpu":
+            graph_agent(agent)
+        self.progress = Progress(self.step, args.total_steps)
         if self.pending:  # the checkpoint was written while this evaluation was under way
             self.log.scalars(self.step, self.pending)
             self.evaluate(self.pending)
@@ -191,7 +189,7 @@ class Run:
             fits &= len(history) == len(self.paths) == len(pending or self.paths)
             if not fits or any(RETURN not in row.keys() for rows in (*history, pending or []) for row in rows):
                 raise ValueError
-            self.agent.load(saved["tensors"], saved["generators"])
+            load_state(self.agent, saved["tensors"], saved["generators"])
         except (LookupError, TypeError, AttributeError, ValueError, RuntimeError):
             sys.exit(f"{path} is not a checkpoint of this version of the script.")
         self.step, self.seconds = saved["step"], saved["seconds"]

@@ -27,8 +27,8 @@ def evaluate_saved(
 
     load_policy: the script's policy from the tensors of an actor.pt. Exits with a sentence if there is no such run.
     """
-    args = with_paths(args)
     refuse_others(args, "eval", "final_eval_episodes", "render_video", "eval_workers")
+    args = with_paths(args)
     check(args)
     run = Path(args.eval)
     config, trained = read_config(run, Path(script).stem, type(args))

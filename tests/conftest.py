@@ -51,21 +51,27 @@ def random_data(seed: int = 0) -> dict[str, np.ndarray]:
 def make_agent(script: str, device: str = "cpu", **arguments):
     module = load_script(script)
     args = module.Args(**({"batch_size": 32, "total_steps": 1000} | arguments))
-    return module.Agent(args, random_data(), -np.ones(A, np.float32), np.ones(A, np.float32), device)
+    return module.Agent(args, [random_data()], -np.ones(A, np.float32), np.ones(A, np.float32), device)
 
 
-def stop_before_alpha(agent) -> tuple:
-    """Advances to the first update of α and not through it: the arguments that `update_alpha` would have had."""
+def parts(function, vectors: torch.Tensor) -> list[torch.Tensor]:
+    """The parameters (..., *shape) of a script's Function, in the order of its module, from vectors (..., n)."""
+    pieces = vectors.split([shape.numel() for shape in function.shapes.values()], -1)
+    return [x.unflatten(-1, shape) for x, shape in zip(pieces, function.shapes.values(), strict=True)]
+
+
+def stop_before_alpha(agent) -> tuple[torch.Tensor, ...]:
+    """Advances to the first step on α and not through it: the arguments that `update_alpha` would have had."""
     given = []
 
     def stop(*arguments):
         given.extend(arguments)
         raise StopIteration
 
-    update_alpha, agent.update_alpha = agent.update_alpha, stop
+    agent.update_alpha = stop
     with pytest.raises(StopIteration):
         agent.advance()
-    agent.update_alpha = update_alpha
+    del agent.update_alpha
     return tuple(given)
 
 

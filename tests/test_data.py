@@ -31,6 +31,7 @@ from d4rl_gymnasium import data, download, tasks
 REPOSITORY = Path(__file__).parents[1]
 HOPPER = d4rl.TASKS["hopper-medium-v2"]
 UMAZE = d4rl.TASKS["maze2d-umaze-v1"]
+LARGE = d4rl.TASKS["maze2d-large-v1"]
 
 
 # --- Data to test with -----------------------------------------------------------------------------------------------
@@ -712,7 +713,7 @@ def test_a_process_waits_while_another_collects(cache):
     with filelock.FileLock(path.with_name(f".{path.name}.lock")):
         process = start(FETCH, "http://127.0.0.1:9", UMAZE.env_id)
         read_until(process.stderr, "Another process is getting")
-        write(path, rows(20, 4, 2), {"source": "by the other process"})
+        write(path, rows(20, 4, 2), {"source": "by the other process", "rule": UMAZE.collected_rule})
     assert process.communicate(timeout=60)[0].strip() == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -744,15 +745,51 @@ def test_maze2d_is_collected(cache, host, small_umaze):
     assert host.requests == []  # no network is needed, and none is asked
     assert dataset.path == cache / "collected" / "maze2d-umaze-v1.hdf5"
     assert not (cache / UMAZE.file_name).exists()
-    assert dataset.source == "collected by d4rl_gymnasium's waypoint controller (stand-in for D4RL's file)"
+    assert dataset.source == "collected by d4rl_gymnasium's noisy waypoint controller (stand-in for D4RL's file)"
     with h5py.File(dataset.path) as file:
         assert file.attrs["source"] == dataset.source
         assert "maze2d.collect" in file.attrs["generator"] and "2000" in file.attrs["generator"]
         assert "mujoco 3" in file.attrs["versions"]
-        assert file.attrs["seed"] == 0
+        assert file.attrs["seed"] == 0 and file.attrs["rule"] == 2
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", file.attrs["date"])
     assert len(d4rl.read_dataset(dataset, env)["rewards"]) == 2000
     assert d4rl.find_dataset(env) == dataset
+
+
+@pytest.mark.parametrize("rule", [None, 1, 3])
+def test_what_another_rule_collected_is_collected_anew(cache, small_umaze, capsys, rule):
+    path = data.collected_path(UMAZE)
+    old = write(path, rows(20, 4, 2), {"source": "collected"} | ({"rule": rule} if rule else {})).read_bytes()
+    record = path.with_name(path.name + ".sha256")
+    record.write_text(f"# collected\n{hashlib.sha256(old).hexdigest()}  {path.name}\n")
+    for _ in range(2):
+        dataset = d4rl.find_dataset(env_like(UMAZE.env_id))
+        assert len(d4rl.read_dataset(dataset, env_like(UMAZE.env_id))["rewards"]) == 2000
+        assert dataset.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() in record.read_text()
+    said = capsys.readouterr().err
+    assert said.count("is collected anew") == 1 and f"version {rule or 1} of the rule" in said
+    write(path, rows(20, 4, 2), {"source": "collected", "rule": 2})  # of the present rule, but with another record
+    with pytest.raises(d4rl.DatasetError, match="has changed since it was stored"):
+        d4rl.find_dataset(env_like(UMAZE.env_id))
+
+
+def test_stand_ins_of_the_first_rule_are_kept(cache):
+    path = write(data.collected_path(HOPPER), rows(), {"source": "a stand-in from before rules had a version"})
+    assert data.collect(HOPPER).path == path
+    assert data.find_local(HOPPER).source == "a stand-in from before rules had a version"
+
+
+def test_an_old_collection_stays_until_the_new_one_is_there(cache, small_umaze, monkeypatch):
+    path = write(data.collected_path(UMAZE), rows(20, 4, 2))
+    old = path.read_bytes()
+
+    def stopped(**arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("d4rl_gymnasium.maze2d.collect", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        d4rl.find_dataset(env_like(UMAZE.env_id))
+    assert path.read_bytes() == old
 
 
 def test_d4rls_own_maze2d_file_comes_first(cache, host, small_umaze, tmp_path):
@@ -895,14 +932,16 @@ def command(monkeypatch, capsys):
 
 def test_list(command, cache, host):
     write(cache / HOPPER.file_name, rows())
-    write(data.collected_path(UMAZE), rows(20, 4, 2))
+    write(data.collected_path(UMAZE), rows(20, 4, 2), {"rule": UMAZE.collected_rule})
+    write(data.collected_path(LARGE), rows(20, 4, 2))
     part_path(cache, host, d4rl.TASKS["pen-human-v1"]).write_bytes(bytes(3_000_000))
     code, output, _ = command("list")
     assert code == 0
     lines = {line.split()[0]: line for line in output.splitlines()}
     assert len(lines) == 41 + 12 and set(d4rl.ALL_TASKS) < set(lines)  # both tables with a heading and a summary
     assert "D4RL's file" in lines["hopper-medium-v2"]
-    assert "collected, 0.0 MB" in lines["maze2d-umaze-v1"]
+    assert lines["maze2d-umaze-v1"].endswith("collected, 0.0 MB")
+    assert lines["maze2d-large-v1"].endswith("collected by another rule, 0.0 MB (collected anew when needed)")
     assert "part of a download, 3.0 MB" in lines["pen-human-v1"]
     assert lines["walker2d-random-v2"].endswith("none (a stand-in can be collected)")
     assert lines["antmaze-umaze-v2"].endswith("none")

@@ -6,58 +6,65 @@ import functools
 import pytest
 import torch
 import torchopt
-from conftest import make_agent, stop_before_alpha
-from torch.func import vmap
+from conftest import make_agent, parts, stop_before_alpha
+from torch.func import grad, vmap
 from torch.nn import functional as F
 from torchopt.transform.scale_by_adam import ScaleByAdamState
 
 
 @functools.cache  # the tests leave the agent as it was
 def agent_at(updates: int, dead: bool = False):
-    """Two seeds whose next policy update is their `updates`-th and moves α, and the batch that it will see."""
+    """Two seeds whose next policy update is their `updates`-th and moves α, and the batch s, a that it will see."""
     agent = make_agent("aspc_td3bc", num_seeds=2, alpha_interval=updates)
     if dead:  # the first layer's units never fire
-        agent.actor["net.0.bias"].fill_(-1e3)
-    (batch,) = stop_before_alpha(agent)
-    assert all(state["step"] == updates - 1 for state in agent.actor_optimizer.state.values())
+        parts(agent.pi, agent.theta)[1].fill_(-1e3)
+    _, _, *batch = stop_before_alpha(agent)
+    assert agent.actor_adam.t == updates - 1
     return agent, batch
 
 
 def hypergradient(agent, batch):
     """∂L_outer/∂ρ as update_alpha takes it, (K,); the agent stays as it was."""
     before = {name: tensor.clone() for name, tensor in agent.tensors().items()}
-    agent.update_alpha(batch)
+    alpha = F.softplus(agent.rho)
+    metrics = agent.update_alpha(inner_gradient(agent, alpha, batch), alpha, *batch)
     for name, tensor in agent.tensors().items():
         tensor.copy_(before[name])
-    return agent.metrics["aspc/alpha_grad"]
+    return metrics["aspc/alpha_grad"]
+
+
+def inner_gradient(agent, alpha, batch):
+    """∇_θ L_inner (K, n) at α (K,)."""
+    gradient, _ = vmap(grad(agent.inner_loss, has_aux=True))(agent.theta, agent.phi, alpha, *batch)
+    return gradient
 
 
 def outer_gradient(agent, batch):
-    """∂L_outer/∂θ̃ at θ̃(ρ), flat: (K, parameters)."""
-    new_actor, alpha = step_of_rho(agent, agent.rho, batch), F.softplus(agent.rho)
-    gradient, _ = agent.outer_gradient(new_actor, agent.actor, agent.critics, alpha, agent.ema, batch)
-    return torch.cat([g.flatten(1) for g in gradient.values()], 1)
+    """∂L_outer/∂θ̃ at θ̃(ρ): (K, n)."""
+    inputs = step_of_rho(agent, agent.rho, batch), agent.theta, agent.phi, F.softplus(agent.rho), agent.ema
+    return vmap(grad(agent.outer_loss, has_aux=True))(*inputs, *batch)[0]
 
 
 def relative(x, y):
     return ((x - y).abs() / y.abs()).max().item()
 
 
-def policy_terms(agent, actor, batch):
+def policy_terms(agent, theta, batch):
     """mean Q_1(s, π(s)), mean |Q_1(s, π(s))| (K,) and ‖π(s) − a‖² (K, B)."""
-    pi = vmap(agent.pi)(actor, batch.observations)
-    q = vmap(agent.q)({name: p[:, 0] for name, p in agent.critics.items()}, batch.observations, pi)
-    return q.mean(1), q.abs().mean(1), (pi - batch.actions).square().mean(-1)
+    s, a = batch
+    pi = vmap(agent.pi)(theta, s)
+    q = vmap(agent.q)(agent.phi[:, 0], s, pi)
+    return q.mean(1), q.abs().mean(1), (pi - a).square().mean(-1)
 
 
 def step_of_rho(agent, rho, batch):
     """θ̃(ρ)"""
-    return agent.inner_step(agent.inner_gradient(agent.actor, agent.critics, F.softplus(rho), batch)[0])
+    return agent.inner_step(inner_gradient(agent, F.softplus(rho), batch))
 
 
 def outer_of_rho(agent, batch):
     """ρ -> L_outer (K,), eqs. 6 to 8, with every quantity under a stop-gradient held at its value for the present ρ."""
-    alpha, (_, _, bc) = F.softplus(agent.rho), policy_terms(agent, agent.actor, batch)
+    alpha, (_, _, bc) = F.softplus(agent.rho), policy_terms(agent, agent.theta, batch)
     q_now, q_scale, _ = policy_terms(agent, step_of_rho(agent, agent.rho, batch), batch)
     delta_q_now = 0.005 * (q_now - agent.ema)
 
@@ -90,8 +97,8 @@ def test_central_differences_at_the_first_step(float64):
     agent, batch = agent_at(1)
 
     def adam_step(rho):
-        gradient, _ = agent.inner_gradient(agent.actor, agent.critics, F.softplus(rho), batch)
-        return torch.cat([-3e-4 * (g / (g.abs() + 1e-8)).flatten(1) for g in gradient.values()], 1)
+        g = inner_gradient(agent, F.softplus(rho), batch)
+        return -3e-4 * (g / (g.abs() + 1e-8))
 
     derivative = central_difference(lambda h: adam_step(agent.rho + h), 1e-5)
     assert relative(hypergradient(agent, batch), (outer_gradient(agent, batch) * derivative).sum(1)) < 1e-6
@@ -101,19 +108,15 @@ def test_central_differences_at_the_first_step(float64):
 def test_closed_form(float64, updates):
     """dθ̃/dα = −lr [ k1 / (√v̂ + ε) − m̂ / (√v̂ + ε)² · k2 g / √v̂ ] ∂g/∂α, with k_i = (1 − β_i) / (1 − β_i^t)."""
     agent, batch = agent_at(updates)
-    flat = lambda tensors: torch.cat([x.flatten(1) for x in tensors], 1)  # noqa: E731
-    at_alpha = lambda alpha: flat(  # noqa: E731
-        agent.inner_gradient(agent.actor, agent.critics, torch.full((2,), alpha), batch)[0].values()
-    )
+    at_alpha = lambda alpha: inner_gradient(agent, torch.full((2,), alpha), batch)  # noqa: E731
     g_q = at_alpha(1.0) - at_alpha(0.0)  # the gradient is affine in α
     g = at_alpha(0.0) + F.softplus(agent.rho)[:, None] * g_q
-    states = agent.actor_optimizer.state.values()
     k1, k2 = 0.1 / (1 - 0.9**updates), 0.001 / (1 - 0.999**updates)
-    m = k1 * (g + 9 * flat(s["exp_avg"] for s in states))
-    root = (k2 * (g**2 + 999 * flat(s["exp_avg_sq"] for s in states))).sqrt()
+    m = k1 * (g + 9 * agent.actor_adam.m)
+    root = (k2 * (g**2 + 999 * agent.actor_adam.v)).sqrt()
     second = torch.where(root > 0, m / (root + 1e-8) ** 2 * k2 * g / root, 0.0)
-    d_new_actor = -3e-4 * (k1 / (root + 1e-8) - second) * g_q
-    expected = (outer_gradient(agent, batch) * d_new_actor).sum(1) * agent.rho.sigmoid()
+    d_new_theta = -3e-4 * (k1 / (root + 1e-8) - second) * g_q
+    expected = (outer_gradient(agent, batch) * d_new_theta).sum(1) * agent.rho.sigmoid()
     # at the first step the bracket cancels to 1e-5 of its terms, and with it their digits
     assert relative(hypergradient(agent, batch), expected) < (1e-6 if updates == 1 else 1e-9)
 
@@ -123,20 +126,14 @@ def test_torchopt_end_to_end(float64, updates):
     """Autograd straight through torchopt's whole optimiser and the outer loss, as the released code has it."""
     agent, batch = agent_at(updates)
     rho = agent.rho.clone().requires_grad_()
-    gradient, _ = agent.inner_gradient(agent.actor, agent.critics, F.softplus(rho), batch)
+    gradient = inner_gradient(agent, F.softplus(rho), batch)
     adam = torchopt.adam(3e-4, eps_root=1e-30)
-    states = agent.actor_optimizer.state.values()
-    moments = ScaleByAdamState(
-        mu=[s["exp_avg"] for s in states],
-        nu=[s["exp_avg_sq"] for s in states],
-        count=[s["step"].long() for s in states],
-    )
-    parameters = list(agent.actor.values())
-    state = tuple(moments if isinstance(part, ScaleByAdamState) else part for part in adam.init(parameters))
-    step, _ = adam.update(list(gradient.values()), state, inplace=False)
-    new_actor = dict(zip(agent.actor, torchopt.apply_updates(parameters, step, inplace=False), strict=True))
-    alpha = F.softplus(agent.rho)
-    loss, _ = vmap(agent.outer_loss)(new_actor, agent.actor, agent.critics, alpha, agent.ema, batch)
+    moments = ScaleByAdamState(mu=[agent.actor_adam.m], nu=[agent.actor_adam.v], count=[agent.actor_adam.t.long()])
+    state = tuple(moments if isinstance(part, ScaleByAdamState) else part for part in adam.init([agent.theta]))
+    step, _ = adam.update([gradient], state, inplace=False)
+    (new_theta,) = torchopt.apply_updates([agent.theta], step, inplace=False)
+    inputs = new_theta, agent.theta, agent.phi, F.softplus(agent.rho), agent.ema
+    loss, _ = vmap(agent.outer_loss)(*inputs, *batch)
     loss.sum().backward()
     assert relative(hypergradient(agent, batch), rho.grad) < 1e-9
 
@@ -144,6 +141,6 @@ def test_torchopt_end_to_end(float64, updates):
 @pytest.mark.parametrize("updates", [1, 20])
 def test_dead_units_give_no_nan(updates):
     agent, batch = agent_at(updates, dead=True)
-    assert all((s["exp_avg_sq"] == 0).any() for s in list(agent.actor_optimizer.state.values())[:2])
+    assert all((v == 0).any() for v in parts(agent.pi, agent.actor_adam.v)[:2])
     result = hypergradient(agent, batch)
     assert result.isfinite().all() and (result != 0).all()

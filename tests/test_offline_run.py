@@ -187,6 +187,8 @@ BAD_INPUT = {
     "no episode": ("--max-episode-steps 0", "--max-episode-steps must be at least 1"),
     "a task twice": ("--env-id Toy/Walk-v0 Toy/Walk-v0", "--env-id"),
     "no task": ("--env-id", "--env-id"),
+    "the method's": ("--alpha-init -1", "--alpha-init must be positive"),
+    "the method's, no number": ("--alpha-init nan", "--alpha-init must be positive"),
     "unknown device": ("--device gpu", "--device"),
     "device misspelt": ("--device cpux", "--device"),
     "no step limit": ("--env-id Toy/Endless-v0", "Toy/Endless-v0 has no step limit"),
@@ -280,8 +282,8 @@ def test_lines_where_there_is_no_terminal(tmp_path, capsys):
     train(tmp_path, env_id=("Toy/Walk-v0",))
     output, errors = capsys.readouterr()
     lines = [line for line in output.splitlines() if line.startswith("Step ")]
-    assert [re.match(r"Step (\d+) of 200: score \[\S+\.\d \S+\.\d\], alpha \[2\.\d+ +2\.\d+\], 0:00:\d\d to go", line)[1]
-            for line in lines] == ["60", "120", "180", "200"]  # fmt: skip
+    form = r"Step (\d+) of 200: score \[\d+\.\d \d+\.\d\], alpha \[2\.\d\d 2\.\d\d\], 0:00:\d\d to go"
+    assert [re.fullmatch(form, line)[1] for line in lines] == ["60", "120", "180", "200"]
     assert not errors
 
 

@@ -326,9 +326,10 @@ def test_interrupted_compilation(finished, tmp_path, monkeypatch):
         ("off", "cuda", 300_000, True, False),
     ],
 )
-def test_when_it_compiles(mode, device, steps, compiler, compiles, tmp_path, monkeypatch):
-    compiled, agent_class = [], toy.Agent
-    monkeypatch.setattr(run_module, "compile_agent", compiled.append)
+def test_when_it_compiles_and_records_a_graph(mode, device, steps, compiler, compiles, tmp_path, monkeypatch):
+    done, agent_class = [], toy.Agent
+    monkeypatch.setattr(run_module, "compile_agent", lambda agent: done.append("compiled"))
+    monkeypatch.setattr(run_module, "graph_agent", lambda agent: done.append("graph"))
     monkeypatch.setattr(shutil, "which", lambda name: name if compiler else None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
@@ -337,7 +338,7 @@ def test_when_it_compiles(mode, device, steps, compiler, compiles, tmp_path, mon
     monkeypatch.setattr(toy, "Agent", lambda args, device: agent_class(args, "cpu"))
     with pytest.raises(SystemExit):
         toy.main(toy.Args(runs_dir=str(tmp_path), **(RUN | {"device": device, "total_steps": steps, "compile": mode})))
-    assert len(compiled) == compiles
+    assert done == ["compiled"] * compiles + ["graph"] * (device == "cuda")
     (run, _) = tmp_path.iterdir()
     assert config_of(run)["device"] == ("cpu" if device == "cpu" else "a GPU")
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import make_agent
+from conftest import make_agent, parts
 from torch.nn import functional as F
 
 STEPS = 60
@@ -37,12 +37,12 @@ class Restatement:
     """The released update: actor S-256-256-A; critics with (Linear, ReLU, LayerNorm) x 3 and Linear."""
 
     def __init__(self, agent, robust=True):
-        pick = lambda params, *index: [p[index].clone() for p in params.values()]  # noqa: E731
-        self.actor, self.target_actor = pick(agent.actor, 0), pick(agent.target_actor, 0)
-        self.q = [pick(agent.critics, 0, j) for j in range(2)]
-        self.target_q = [pick(agent.target_critics, 0, j) for j in range(2)]
+        pick = lambda f, vectors: [p.clone() for p in parts(f, vectors)]  # noqa: E731
+        self.actor, self.target_actor = (pick(agent.pi, x[0]) for x in (agent.theta, agent.target_theta))
+        self.q = [pick(agent.q, agent.phi[0, j]) for j in range(2)]
+        self.target_q = [pick(agent.q, agent.target_phi[0, j]) for j in range(2)]
         self.adam_actor, self.adam_q = PlainAdam(self.actor), [PlainAdam(q) for q in self.q]
-        self.mean, self.std, self.robust = agent.actor_net.mean, agent.actor_net.std, robust
+        self.robust = robust
         self.rho = torch.tensor(math.log(math.exp(2.5) - 1), requires_grad=True)
         self.rho_adam = torch.optim.Adam([self.rho], lr=2e-3)
         total = agent.args.total_steps // agent.period_steps
@@ -51,11 +51,11 @@ class Restatement:
         self.iteration = 0
 
     def pi(self, p, s):
-        x = F.relu(F.linear((s - self.mean) / self.std, p[0], p[1]))
+        x = F.relu(F.linear(s, p[0], p[1]))
         return torch.tanh(F.linear(F.relu(F.linear(x, p[2], p[3])), p[4], p[5]))
 
     def value(self, p, s, a):
-        x = torch.cat([(s - self.mean) / self.std, a], 1)
+        x = torch.cat([s, a], 1)
         width = 4 if self.robust else 2
         for i in range(0, len(p) - 2, width):
             x = F.relu(F.linear(x, p[i], p[i + 1]))
@@ -110,19 +110,18 @@ def test_equals_the_released_update(float64, script, robust):
     plain = Restatement(agent, robust)
     for _ in range(STEPS // agent.period_steps):
         agent.advance()  # leaves its batch indices and noise behind
-        for i in range(agent.period_steps):
-            s, a, next_s, r, d = agent.rows[agent.indices[0, i]].split(agent.widths, 1)
-            plain.train(s, a, next_s, r[:, 0], d[:, 0], agent.noise[0, i], adaptive, alpha=2.5)
+        for i, batch in enumerate(zip(*(x[0] for x in (*agent.buffer.batches(), agent.noise)), strict=True)):
+            plain.train(*batch, adaptive, alpha=2.5)
     pairs = {
-        "actor": (agent.actor, plain.actor, (0,)),
-        "target actor": (agent.target_actor, plain.target_actor, (0,)),
-        "critic 1": (agent.critics, plain.q[0], (0, 0)),
-        "critic 2": (agent.critics, plain.q[1], (0, 1)),
-        "target critic 1": (agent.target_critics, plain.target_q[0], (0, 0)),
-        "target critic 2": (agent.target_critics, plain.target_q[1], (0, 1)),
+        "actor": (agent.pi, agent.theta[0], plain.actor),
+        "target actor": (agent.pi, agent.target_theta[0], plain.target_actor),
+        "critic 1": (agent.q, agent.phi[0, 0], plain.q[0]),
+        "critic 2": (agent.q, agent.phi[0, 1], plain.q[1]),
+        "target critic 1": (agent.q, agent.target_phi[0, 0], plain.target_q[0]),
+        "target critic 2": (agent.q, agent.target_phi[0, 1], plain.target_q[1]),
     }
-    for name, (ours, theirs, index) in pairs.items():
-        error = max((p[index] - q).abs().max().item() for p, q in zip(ours.values(), theirs, strict=True))
+    for name, (function, ours, theirs) in pairs.items():
+        error = max((p - q).abs().max().item() for p, q in zip(parts(function, ours), theirs, strict=True))
         assert error < 1e-9, f"{name} differs by {error}"
     if adaptive:
         assert abs(agent.rho.item() - plain.rho.item()) < 1e-9

@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium
@@ -81,14 +83,14 @@ class Args(RunArgs):
     """gradient steps"""
     batch_size: int = 8
     """rows of a batch"""
-    dataset_path: str | None = None
-    """a text file"""
-    stand_in: bool = True
-    """whether a stand-in will do"""
     alpha_init: float = 2.5
     """where α starts"""
     stochastic: bool = False
     """add noise to the actions"""
+
+    def check(self) -> None:
+        if not self.alpha_init > 0:
+            sys.exit("--alpha-init must be positive.")
 
 
 class Policy(nn.Module):
@@ -111,13 +113,13 @@ def load_policy(saved: dict[str, Tensor]) -> Policy:
 
 
 class Agent:
-    """Learner k imitates -observation, with steps of random size."""
+    """Learner k comes to act -observation, in steps of random size."""
 
     period_steps = 20
     compiled = ("update",)
 
     def __init__(self, args: Args, device: str):
-        self.args, self.sizes = args, [100 * (1 + task) for task in range(len(args.env_id))]
+        self.args = args
         seeds = [args.seed + k for _ in args.env_id for k in range(args.num_seeds)]
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         self.theta = torch.stack([torch.randn(2, 2, generator=g, device=device) for g in self.generators])  # (K, 2, 2)
@@ -131,20 +133,16 @@ class Agent:
         return loss
 
     def advance(self) -> None:
-        noise = torch.stack([torch.randn(2, 2, generator=g, device=g.device) for g in self.generators])
-        loss = self.update(noise)
+        self.noise = torch.stack([torch.randn(2, 2, generator=g, device=g.device) for g in self.generators])
+        self.period()
+
+    def period(self) -> None:
+        self.metrics = {"losses/critic": self.update(self.noise), "aspc/alpha": self.rho.clone()}
         self.rho *= 0.999
         self.count += 1
-        self.metrics = {"losses/critic": loss, "aspc/alpha": self.rho.clone()}
 
     def tensors(self) -> dict[str, Tensor]:
         return {"theta": self.theta, "rho": self.rho, "count": self.count}
-
-    def load(self, tensors: dict[str, Tensor], generator_states: list[Tensor]) -> None:
-        for name, tensor in self.tensors().items():
-            tensor.copy_(tensors[name])
-        for generator, state in zip(self.generators, generator_states, strict=True):
-            generator.set_state(state)
 
     def policy(self, k: int) -> Policy:
         weight, count = (tensor.to("cpu", copy=True) for tensor in (self.theta[k], self.count))
@@ -155,16 +153,17 @@ def percent_score(env_id: str, returns: np.ndarray) -> float | None:
     return 100 + float(returns.mean()) if env_id == "Toy/Walk-v0" else None
 
 
-def load_datasets(args: Args) -> list:
-    """A text whose characters sum to its sha256."""
-    if args.dataset_path is None:
-        return [SimpleNamespace(path="made", sha256="0", source="made here") for _ in args.env_id]
-    try:
-        text = open(args.dataset_path).read()  # noqa: SIM115
-    except FileNotFoundError:
-        raise DatasetError(f"{args.dataset_path} is not there.") from None
-    file = SimpleNamespace(path=args.dataset_path, sha256=str(sum(map(ord, text))), source=text.strip())
-    return [file for _ in args.env_id]
+def load_tasks(args: Args) -> SimpleNamespace:
+    """A text file for all tasks, whose characters sum to its sha256; and 100 rows for the first, 200 for the second."""
+    file = SimpleNamespace(path="made", sha256="0", source="made here")
+    if args.dataset_path is not None:
+        try:
+            text = Path(args.dataset_path).read_text()
+        except FileNotFoundError:
+            raise DatasetError(f"{args.dataset_path} is not there.") from None
+        file = SimpleNamespace(path=args.dataset_path, sha256=str(sum(map(ord, text))), source=text.strip())
+    transitions = [{"rewards": np.zeros(100 * (task + 1))} for task in range(len(args.env_id))]
+    return SimpleNamespace(files=[file for _ in args.env_id], transitions=transitions)
 
 
 def main(args: Args) -> None:
@@ -172,9 +171,9 @@ def main(args: Args) -> None:
         return evaluate_saved(args, __file__, load_policy, percent_score)
     run = Run(args, __file__)
     args = run.args
-    files = load_datasets(args)
+    tasks = load_tasks(args)
     agent = Agent(args, run.device)
-    run.start(agent, files, percent_score)
+    run.start(agent, tasks, percent_score)
     while run.goes_on():
         agent.advance()
         run.advanced()
