@@ -375,7 +375,7 @@ class Agent:
         """θ̃: where Adam's next step will lead the actors, as a differentiable function of their gradient (eq. 5)."""
         adam = self.actor_adam
         m, v = torch.lerp(adam.m, g, 0.1), torch.lerp(adam.v, g * g, 0.001)
-        # 1e-30 keeps the derivative of √v finite where v = 0 (dead ReLUs) and is too small to change the step
+        # 1e-30 keeps the derivative of √v finite where v = 0 and is too small to change the step
         root = (v / (1 - 0.999 * adam.beta2_t) + 1e-30).sqrt() + 1e-8
         return self.theta - LEARNING_RATE / (1 - 0.9 * adam.beta1_t) * m / root
 
