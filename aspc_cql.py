@@ -21,6 +21,7 @@ Method, metrics and what the paper leaves open: docs/aspc_cql.md.
 
 import math
 import sys
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -436,8 +437,8 @@ class Agent:
     def policy(self, k: int) -> Policy:
         """The k-th learner's, on the CPU and detached from training."""
         policy = Policy(self.buffer.mean[k], self.buffer.std[k], self.low.cpu(), self.high.cpu())
-        vector_to_parameters(self.theta[k].clone().cpu(), policy.actor.parameters())
-        return policy
+        vector_to_parameters(self.theta[k].cpu(), policy.actor.parameters())
+        return deepcopy(policy)  # its parameters are views of one vector, which a file would hold whole
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""

@@ -442,7 +442,7 @@ class Agent:
         policy = Policy(self.buffer.widths[0], self.low, self.high)
         vector_to_parameters(self.theta[k].cpu(), policy.actor.parameters())
         vector_to_parameters(self.target_phi[k].flatten().cpu(), policy.critics.parameters())
-        return deepcopy(policy)  # its parameters were views of training's
+        return deepcopy(policy)  # its parameters are views of one vector, which a file would hold whole
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""

@@ -16,6 +16,7 @@ Method, metrics and differences from the official code: docs/a2pr.md.
 """
 
 import sys
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -415,8 +416,8 @@ class Agent:
         """The k-th learner's, on the CPU and detached from training."""
         low, high, layers = self.low.cpu(), self.high.cpu(), len(self.pi.shapes) // 2 - 1
         policy = Policy(self.buffer.mean[k], self.buffer.std[k], low, high, layers)
-        vector_to_parameters(self.theta[k].cpu().clone(), policy.actor.parameters())
-        return policy
+        vector_to_parameters(self.theta[k].cpu(), policy.actor.parameters())
+        return deepcopy(policy)  # its parameters are views of one vector, which a file would hold whole
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""

@@ -377,8 +377,8 @@ class Agent:
     def policy(self, k: int) -> Policy:
         """The k-th learner's, on the CPU and detached from training."""
         policy = Policy(deepcopy(self.mu.module).cpu())
-        vector_to_parameters(self.theta[k].clone().cpu(), policy.actor.parameters())
-        return policy
+        vector_to_parameters(self.theta[k].cpu(), policy.actor.parameters())
+        return deepcopy(policy)  # its parameters are views of one vector, which a file would hold whole
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""

@@ -16,6 +16,7 @@ Method, metrics and differences from the official code: docs/iql.md.
 
 import math
 import sys
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -377,7 +378,7 @@ class Agent:
         """The k-th learner's, on the CPU and detached from training."""
         policy = Policy(self.buffer.mean[k], self.buffer.std[k], self.low.cpu(), self.high.cpu())
         vector_to_parameters(self.theta[k].cpu(), policy.actor.parameters())
-        return policy
+        return deepcopy(policy)  # its parameters are views of one vector, which a file would hold whole
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""

@@ -15,6 +15,7 @@ Method, metrics and differences from the official code: docs/rebrac.md.
 """
 
 import sys
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -369,8 +370,8 @@ class Agent:
     def policy(self, k: int) -> Policy:
         """The k-th learner's, on the CPU and detached from training."""
         policy = Policy(self.buffer.widths[0], self.low.cpu(), self.high.cpu())
-        vector_to_parameters(self.theta[k].cpu().clone(), policy.actor.parameters())
-        return policy
+        vector_to_parameters(self.theta[k].cpu(), policy.actor.parameters())
+        return deepcopy(policy)  # its parameters are views of one vector, which a file would hold whole
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""
