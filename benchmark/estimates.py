@@ -13,7 +13,7 @@ Speeds = dict[str, dict[tuple[int, int], float]]  # script -> (learners, batch) 
 
 
 def read_speeds(folder: Path, device: str, compiled: bool) -> tuple[Speeds, list[str]]:
-    """The speeds on cuda or cpu in folder/speed-*.json, and a sentence for each file that cannot be read.
+    """The speeds on cuda or cpu in folder/speed-*.json, and a sentence for each of these that cannot be read.
 
     compiled: take those of compiled updates first, otherwise last. The quickest of several counts.
     """
@@ -50,10 +50,11 @@ def milliseconds(speeds: Speeds, script: str, learners: int, batch: int) -> floa
     """
     base = script.removeprefix("baselines/").removeprefix("aspc_")
     siblings = [ASPC] if script.startswith(ABLATIONS) else [f"aspc_{base}", f"baselines/{base}"]
-    table = next((speeds[name] for name in (script, *siblings) if name in speeds), {})
-    by_learners = {n: ms for (n, b), ms in table.items() if b == BATCH}
-    if not by_learners:
+    tables = [speeds.get(name, {}) for name in (script, *siblings)]
+    table = next((table for table in tables if any(b == BATCH for _, b in table)), None)
+    if table is None:
         return None
+    by_learners = {n: ms for (n, b), ms in table.items() if b == BATCH}
     nearest = min(max(learners, min(by_learners)), max(by_learners))
     growth = {n: ms for (n, b), ms in speeds.get(ASPC, {}).items() if b == BATCH} or {1: 1.0}
     ms = interpolated(by_learners, nearest) * interpolated(growth, learners) / interpolated(growth, nearest)
@@ -62,12 +63,12 @@ def milliseconds(speeds: Speeds, script: str, learners: int, batch: int) -> floa
     return ms * interpolated(by_batch, at) / by_batch[BATCH] * batch / at
 
 
-def print_estimate(jobs: Iterable, folder: Path, device: str, compiled: bool, at_a_time: int) -> None:
+def print_estimate(jobs: Iterable, folder: Path, device: str, compile: str, at_a_time: int) -> None:
     """The training hours of jobs, by script and size. at_a_time: GPUs, or processes on a CPU."""
-    speeds, complaints = read_speeds(folder, device, compiled)
+    speeds, complaints = read_speeds(folder, device, compile == "on" or (compile == "auto" and device == "cuda"))
     unit, note = {"cuda": "GPU", "cpu": "CPU core"}[device], ""
     if device == "cuda" and not speeds:
-        speeds, _ = read_speeds(folder, "cpu", compiled)
+        speeds, complaints = read_speeds(folder, "cpu", compile == "on")
         unit, note = "CPU core", "; no GPU was measured yet, so GPU hours cannot be told"
     lines: dict[tuple, Counter] = {}
     parts, unknown = Counter(), set()
@@ -80,7 +81,7 @@ def print_estimate(jobs: Iterable, folder: Path, device: str, compiled: bool, at
             continue
         line = lines.setdefault((job.script, len(job.learners), job.batch, ms), Counter())
         line.update(jobs=1, steps=steps)
-        parts[job.part] += steps * ms / 3.6e6
+        parts[job.part.partition("-")[0]] += steps * ms / 3.6e6
     hours = parts.total()
     alone = f", {hours / at_a_time:,.1f} on {at_a_time} at a time" if at_a_time > 1 and not note else ""
     print(*complaints, sep="\n", end="\n" * bool(complaints))

@@ -364,16 +364,14 @@ def print_plan(args: Args, plan: Plan) -> None:
         print(f"Left out, since this checkout has no such script: {', '.join(plan.missing)}.")
     if of("waits"):
         print("The waiting jobs take the α that ASPC reached on their task: all seeds of its runs there come first.")
-    at_a_time = len(args.gpus) if args.per_gpu else slots(args).qsize()
     if args.steps_per_second:
         hours, at_a_time = steps / args.steps_per_second / 3600, slots(args).qsize()
         print(f"At {args.steps_per_second:g} steps a second: {hours:.1f} hours one after another, "
               f"{hours / at_a_time:.1f} with {at_a_time} at a time.")  # fmt: skip
     elif args.dry_run and to_do:
-        compiled = "off" if "compile=off" in args.set else "on" if "compile=on" in args.set else "auto"
-        device = "cuda" if args.per_gpu else "cpu"
-        compiled = compiled == "on" or (compiled == "auto" and device == "cuda")
-        print_estimate(to_do, ROOT / "docs" / "results", device, compiled, at_a_time)
+        compile = next((choice for choice in ("on", "off") if f"compile={choice}" in args.set), "auto")
+        at_a_time = len(args.gpus) if args.per_gpu else slots(args).qsize()
+        print_estimate(to_do, ROOT / "docs" / "results", "cuda" if args.per_gpu else "cpu", compile, at_a_time)
 
 
 # --- Running ----------------------------------------------------------------------------------------------------------
