@@ -38,7 +38,7 @@ TAU = 0.005  # Polyak rate of the target critics
 EMA_RATE, EMA_FREQ, EMA_START = 0.005, 5, 1000  # of the target policy: every 5th step, from step 1000 on
 BACKUP_SAMPLES = 10  # next actions of which --max-q-backup takes the best
 CANDIDATES = 50  # actions among which the policy chooses when it acts
-LEARNING_RATE = 3e-4  # of the critics
+LEARNING_RATE = 3e-4
 PERIOD = 10  # gradient steps in one unit of work
 # The diffusion: after step t of 0 to T − 1 an action a has become √ᾱ_t a + √(1 − ᾱ_t) ε, ε ~ N(0, I). ᾱ_t is the
 # product of the 1 − β up to t, and these betas ("VP") make it exp(−0.1 u − (10 − 0.1) u² / 2) with u = (t + 1) / T.
@@ -133,6 +133,12 @@ def changed_rewards(rewards: np.ndarray, change: str) -> np.ndarray:
 # --- Networks: written for one learner --------------------------------------------------------------------------------
 
 
+def layers(inputs: int, outputs: int) -> nn.Sequential:
+    """Three layers of 256 between inputs and outputs."""
+    hidden = [nn.Linear(inputs, 256), nn.Mish(), nn.Linear(256, 256), nn.Mish(), nn.Linear(256, 256), nn.Mish()]
+    return nn.Sequential(*hidden, nn.Linear(256, outputs))
+
+
 class Actor(nn.Module):
     """The denoiser ε_θ: states (..., S), noisy actions x_t (..., A), t -> the noise that is in them (..., A).
 
@@ -146,12 +152,7 @@ class Actor(nn.Module):
         angles = torch.arange(T)[:, None] * 10_000 ** (-torch.arange(8) / 7)
         self.register_buffer("clock", torch.cat([angles.sin(), angles.cos()], 1).to(low))  # (T, 16): each t as waves
         self.time = nn.Sequential(nn.Linear(16, 32), nn.Mish(), nn.Linear(32, 16))
-        self.net = nn.Sequential(
-            nn.Linear(len(low) + 16 + state_dim, 256), nn.Mish(),
-            nn.Linear(256, 256), nn.Mish(),
-            nn.Linear(256, 256), nn.Mish(),
-            nn.Linear(256, len(low)),
-        )  # fmt: skip
+        self.net = layers(len(low) + 16 + state_dim, len(low))
 
     def forward(self, s: Tensor, x: Tensor, t: int | Tensor) -> Tensor:
         time = self.time(self.clock[t]).expand(*x.shape[:-1], 16)
@@ -179,12 +180,7 @@ class Critic(nn.Module):
 
     def __init__(self, state_dim: int, action_dim: int):
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(state_dim + action_dim, 256), nn.Mish(),
-            nn.Linear(256, 256), nn.Mish(),
-            nn.Linear(256, 256), nn.Mish(),
-            nn.Linear(256, 1),
-        )  # fmt: skip
+        self.net = layers(state_dim + action_dim, 1)
 
     def forward(self, s: Tensor, a: Tensor) -> Tensor:
         return self.net(torch.cat([s, a], -1)).squeeze(-1)
@@ -288,13 +284,13 @@ Metrics = dict[str, Tensor]  # by tag
 
 
 class Noise(NamedTuple):
-    """The random numbers of a period, normal but for t of 0 to T − 1 and i of 0 or 1."""
+    """The random numbers of one learner's gradient step: normal, but for t of 0 to T − 1 and i of 0 or 1."""
 
-    chain: Tensor  # (K, steps, B, T, A), for π(s)
-    next_chains: Tensor  # (K, steps, B, n, T, A), for n actions of the target policy at s'
-    epsilon: Tensor  # (K, steps, B, A), of L_diff
-    t: Tensor  # (K, steps, B), of L_diff
-    i: Tensor  # (K, steps), which critic the policy maximises; the other normalises
+    chain: Tensor  # (B, T, A), for π(s)
+    next_chains: Tensor  # (B, n, T, A), for n actions of the target policy at s'
+    epsilon: Tensor  # (B, A), of L_diff
+    t: Tensor  # (B,), of L_diff
+    i: Tensor  # (), which critic the policy maximises; the other normalises
 
 
 class Agent:
@@ -326,7 +322,7 @@ class Agent:
 
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         shape, samples = self.buffer.indices.shape, BACKUP_SAMPLES if args.max_q_backup else 1
-        self.noise = Noise(
+        self.noise = Noise(  # of a period: (K, steps, ...)
             chain=torch.zeros(*shape, T, action_dim, dtype=dtype, device=device),
             next_chains=torch.zeros(*shape, samples, T, action_dim, dtype=dtype, device=device),
             epsilon=torch.zeros(*shape, action_dim, dtype=dtype, device=device),
@@ -339,7 +335,8 @@ class Agent:
         """A function of one learner for all K: the first axis of what it takes and gives counts the learners."""
         if len(self.theta) > 1:
             return vmap(function)
-        return lambda *inputs: tree_map(lambda x: x[None], function(*(x[0] for x in inputs)))  # faster than vmap
+        # faster than vmap
+        return lambda *inputs: tree_map(lambda x: x[None], function(*tree_map(lambda x: x[0], inputs)))
 
     # --- Losses of one learner ---
 
@@ -354,34 +351,34 @@ class Agent:
         x = sample(lambda *inputs: self.denoise(theta, *inputs), s, noise)
         return self.denoise.module.action_bias + self.denoise.module.action_scale * x
 
-    def target(self, theta: Tensor, phi: Tensor, next_s: Tensor, r: Tensor, d: Tensor, next_chains: Tensor) -> Tensor:
+    def target(self, theta: Tensor, phi: Tensor, next_s: Tensor, r: Tensor, d: Tensor, noise: Noise) -> Tensor:
         """y = r + γ (1 − d) min_j max_n Q'_j(s', a'_n),  a'_n of π'(s')."""
-        next_s = next_s[:, None].expand(-1, next_chains.shape[1], -1)  # (B, n, S)
-        next_a = self.pi(theta, next_s, next_chains)
+        next_s = next_s[:, None].expand(-1, noise.next_chains.shape[1], -1)  # (B, n, S)
+        next_a = self.pi(theta, next_s, noise.next_chains)
         return r + DISCOUNT * (1 - d) * self.twins(phi, next_s, next_a).amax(-1).amin(0)
 
     def critic_loss(self, phi: Tensor, s: Tensor, a: Tensor, y: Tensor) -> Tensor:
         """Sum over the twins of mean (Q_j(s, a) − y)²."""
         return (self.twins(phi, s, a) - y).square().mean(1).sum()
 
-    def q_term(self, theta: Tensor, phi: Tensor, s: Tensor, chain: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
+    def q_term(self, theta: Tensor, phi: Tensor, s: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """mean Q_i(s, π(s)), and mean |Q_j(s, π(s))| without gradient: j is the other critic."""
-        pi, (phi_i, phi_j) = self.pi(theta, s, chain), torch.where(i == 0, phi, phi.flip(0))
+        pi, (phi_i, phi_j) = self.pi(theta, s, noise.chain), torch.where(noise.i == 0, phi, phi.flip(0))
         return self.q(phi_i, s, pi).mean(), self.q(phi_j, s, pi).abs().mean().detach()
 
-    def diffusion_loss(self, theta: Tensor, s: Tensor, a: Tensor, epsilon: Tensor, t: Tensor) -> Tensor:
+    def diffusion_loss(self, theta: Tensor, s: Tensor, a: Tensor, noise: Noise) -> Tensor:
         """L_diff: mean (ε − ε_θ(√ᾱ_t a + √(1 − ᾱ_t) ε, t, s))²."""
-        bar = self.alpha_bars[t].unsqueeze(-1)  # (B, 1)
+        bar = self.alpha_bars[noise.t].unsqueeze(-1)  # (B, 1)
         x0 = (a - self.denoise.module.action_bias) / self.denoise.module.action_scale
-        x = bar.sqrt() * x0 + (1 - bar).sqrt() * epsilon
-        return (self.denoise(theta, s, x, t) - epsilon).square().mean()
+        x = bar.sqrt() * x0 + (1 - bar).sqrt() * noise.epsilon
+        return (self.denoise(theta, s, x, noise.t) - noise.epsilon).square().mean()
 
     def actor_loss(
-        self, theta: Tensor, phi: Tensor, s: Tensor, a: Tensor, chain: Tensor, epsilon: Tensor, t: Tensor, i: Tensor
+        self, theta: Tensor, phi: Tensor, s: Tensor, a: Tensor, noise: Noise
     ) -> tuple[Tensor, Metrics]:
         """−λ mean Q_i(s, π(s)) + L_diff,  λ = η / mean |Q_j(s, π(s))| without gradient."""
-        q, scale = self.q_term(theta, phi, s, chain, i)
-        diffusion = self.diffusion_loss(theta, s, a, epsilon, t)
+        q, scale = self.q_term(theta, phi, s, noise)
+        diffusion = self.diffusion_loss(theta, s, a, noise)
         loss = -self.args.eta / scale * q + diffusion
         return loss, {"losses/actor": loss, "losses/q": q, "losses/diffusion": diffusion}
 
@@ -398,12 +395,12 @@ class Agent:
         step = self.actor_adam.t - 1  # from 0, as the official code counts
         return EMA_RATE * ((step >= EMA_START) & (step % EMA_FREQ == 0))
 
-    def update(self, s, a, next_s, r, d, chain, next_chains, epsilon, t, i) -> Metrics:
+    def update(self, s, a, next_s, r, d, noise) -> Metrics:
         """One gradient step, from batches (K, B, ...): critics, policy and targets."""
-        y = self.all(self.target)(self.target_theta, self.target_phi, next_s, r, d, next_chains)
+        y = self.all(self.target)(self.target_theta, self.target_phi, next_s, r, d, noise)
         g, loss = self.all(grad_and_value(self.critic_loss))(self.phi, s, a, y)
         self.critic_adam.step(self.phi, self.all(self.clip)(g)[0])
-        g, metrics = self.all(grad(self.actor_loss, has_aux=True))(self.theta, self.phi, s, a, chain, epsilon, t, i)
+        g, metrics = self.all(grad(self.actor_loss, has_aux=True))(self.theta, self.phi, s, a, noise)
         g, factor = self.all(self.clip)(g)
         metrics = {"losses/critic": loss} | metrics | {"losses/actor_clip": factor}
         self.actor_adam.step(self.theta, g, self.args.actor_lr)
@@ -413,8 +410,10 @@ class Agent:
 
     def period(self) -> None:
         """The schedule's shortest repeat, from static inputs and on the device alone: what a CUDA graph records."""
-        for step in zip(*(x.unbind(1) for x in (*self.buffer.batches(), *self.noise)), strict=True):
-            self.metrics = self.update(*step)
+        batches = self.buffer.batches()
+        for step in range(self.period_steps):
+            batch, noise = (x[:, step] for x in batches), Noise(*(x[:, step] for x in self.noise))
+            self.metrics = self.update(*batch, noise)
 
     # --- What a run needs ---
 

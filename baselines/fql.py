@@ -17,6 +17,7 @@ Method, metrics and differences from the official code: docs/fql.md.
 
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -173,9 +174,9 @@ class Critic(nn.Module):
 class Policy(nn.Module):
     """What acts and what a run saves: the student, which acts with noise."""
 
-    def __init__(self, state_dim: int, low: Tensor, high: Tensor):
+    def __init__(self, actor: Actor):
         super().__init__()
-        self.actor = Actor(state_dim, low, high)
+        self.actor = actor
 
     def forward(self, observations: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Observations (E, S) -> actions (E, A), on the CPU, of noise from the generator."""
@@ -187,7 +188,7 @@ def load_policy(saved: dict[str, Tensor]) -> Policy:
     """The policy of a run's actor.pt."""
     scale, bias = saved["actor.action_scale"], saved["actor.action_bias"]
     state_dim = saved["actor.net.0.weight"].shape[1] - len(bias)
-    policy = Policy(state_dim, bias - scale, bias + scale)
+    policy = Policy(Actor(state_dim, bias - scale, bias + scale))
     policy.load_state_dict(saved)
     return policy
 
@@ -271,6 +272,10 @@ class Agent:
         self.period_steps = PERIOD
         self.buffer = ReplayBuffer(data, args.num_seeds, self.period_steps, args.batch_size, device)
         low, high = torch.as_tensor(low, dtype=dtype), torch.as_tensor(high, dtype=dtype)
+        _, a, _, r, _ = self.buffer.table.split(self.buffer.widths, 1)  # views of it
+        margin = 1e-5 * (high - low) / 2  # the official code keeps the data's actions off the bounds
+        a.clamp_((low + margin).to(device), (high - margin).to(device))
+        r += args.reward_shift
         state_dim, action_dim = self.buffer.widths[:2]
         seeds = [args.seed + k for k in range(args.num_seeds)] * len(data)
         theta, psi, phi = [], [], []
@@ -285,12 +290,6 @@ class Agent:
         self.target_phi = self.phi.clone()  # (K, 2, m)
         self.actor_adam, self.teacher_adam, self.critic_adam = Adam(self.theta), Adam(self.psi), Adam(self.phi)
         self.mu, self.v, self.q = (Function(module.to(device)) for module in (actor, teacher, twins[0]))
-        self.low, self.high = low.to(device), high.to(device)
-
-        _, a, _, r, _ = self.buffer.table.split(self.buffer.widths, 1)  # views of it
-        margin = 1e-5 * (self.high - self.low) / 2  # the official code keeps the data's actions off the bounds
-        a.clamp_(self.low + margin, self.high - margin)
-        r += args.reward_shift
 
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         shape = self.buffer.indices.shape  # (K, steps, B)
@@ -377,7 +376,7 @@ class Agent:
 
     def policy(self, k: int) -> Policy:
         """The k-th learner's, on the CPU and detached from training."""
-        policy = Policy(self.buffer.widths[0], self.low.cpu(), self.high.cpu())
+        policy = Policy(deepcopy(self.mu.module).cpu())
         vector_to_parameters(self.theta[k].clone().cpu(), policy.actor.parameters())
         return policy
 

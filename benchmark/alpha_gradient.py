@@ -7,6 +7,7 @@ and ∂L_BC/∂ρ at each update of α. L_outer has the batch of the policy's st
 an independent one ("fresh"), on which nothing acts. The runs themselves stay as they are.
 """
 
+import functools
 import math
 import sys
 from collections.abc import Iterator
@@ -14,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import gymnasium
 import numpy as np
 import torch
 import tyro
-from torch.func import grad, vmap
+from torch.func import grad, jvp
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -26,6 +26,9 @@ import aspc_td3bc
 import d4rl_gymnasium as d4rl
 from benchmark.ablations import fresh_outer_batch
 from benchmark.page import write_csv
+from offline_run import load_state
+from offline_run.args import learners
+from offline_run.files import load_tensors, read_config
 
 TERMS = ("losses/L_alpha", "losses/L_Q", "losses/L_BC")
 COLUMNS = ("run", "task", "seed", "step", "alpha", "batch", "term", "mean", "standard_error", "negative", "bias")
@@ -50,45 +53,38 @@ class Probe(fresh_outer_batch.Agent):
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self.notes: dict[tuple[str, str], list[torch.Tensor]] = {}  # (batch, term) -> a (K,) for each update of α
-        self.term_gradients = {term: vmap(grad(self.term(term))) for term in TERMS}
 
     def term(self, name: str):
-        return lambda *arguments: self.outer_loss(*arguments)[1][name]
+        return lambda *inputs: aspc_td3bc.Agent.outer_loss(self, *inputs)[1][name]
 
-    def update_alpha(self, batch, outer_batch):
-        alpha = F.softplus(self.rho)
-        gradient, _ = self.inner_gradient(self.actor, self.critics, alpha, batch)
-        slope = self.mixed_gradient(self.actor, self.critics, alpha, batch)
-        g = {k: v.detach().requires_grad_() for k, v in gradient.items()}
-        new_actor = self.inner_step(g)
-        inputs = ({k: p.detach() for k, p in new_actor.items()}, self.actor, self.critics, alpha, self.ema)
-        for which, judged in (("same", batch), ("fresh", outer_batch)):
-            for name, term_gradient in self.term_gradients.items():
-                through_adam = torch.autograd.grad(
-                    list(new_actor.values()), list(g.values()), list(term_gradient(*inputs, judged).values()),
-                    retain_graph=True,
-                )  # fmt: skip
-                terms = [(x * slope[k]).flatten(1).sum(1) for k, x in zip(g, through_adam, strict=True)]
-                self.notes.setdefault((which, name), []).append(sum(terms) * self.rho.sigmoid())
-        return super().update_alpha(batch, batch)
+    def update_alpha(self, g, alpha, s, a):
+        slope_of = functools.partial(aspc_td3bc.Agent.inner_slope, self)
+        new_theta, slope = jvp(self.inner_step, (g,), (self.all(grad(slope_of))(self.theta, self.phi, s),))
+        for which, judged in (("same", (s, a)), ("fresh", self.outer_batch)):
+            for name in TERMS:
+                outer_g = self.all(grad(self.term(name)))(
+                    new_theta, self.theta, self.phi, alpha, self.ema, *judged
+                )
+                self.notes.setdefault((which, name), []).append((outer_g * slope).sum(1) * self.rho.sigmoid())
+        self.outer_batch = s, a
+        return super().update_alpha(g, alpha, s, a)
 
 
 def load(run: Path) -> tuple[Probe, dict]:
     """The agent of a run, and its group's config, where its checkpoint stands. Exits with a sentence."""
-    config = aspc_td3bc.read_config(str(run))
+    config, args = read_config(run, "aspc_td3bc", aspc_td3bc.Args)
     if not (run / "checkpoint.pt").exists():
-        sys.exit(f"{run} holds no checkpoint.pt: of seeds trained together it is the first's.")
+        sys.exit(f"{run} holds no checkpoint.pt: of learners trained together it is the first's.")
     if config["device"] != "cpu":
         sys.exit(f"{run} was trained on {config['device']}, whose random numbers a CPU cannot continue.")
-    args, checkpoint = aspc_td3bc.Args(**config["args"]), aspc_td3bc.load_tensors(run / "checkpoint.pt")
-    env = gymnasium.make(args.env_id)
-    dataset = d4rl.find_dataset(env, config["dataset"]["path"])
-    if dataset.sha256 != checkpoint["dataset_sha256"]:
-        sys.exit(f"{dataset.path} is not the file that {run} was trained on: its sha256 differs.")
-    data = d4rl.qlearning_dataset(env, dataset)
-    probe = Probe(args, data, env.action_space.low, env.action_space.high, "cpu")
-    probe.load(checkpoint["tensors"], checkpoint["generators"])
-    return probe, config | {"step": checkpoint["step"]}
+    checkpoint, path = load_tensors(run / "checkpoint.pt"), config["dataset"]["path"] if len(args.env_id) == 1 else None
+    tasks = d4rl.load_tasks(args.env_id, path)
+    for dataset, sha256 in zip(tasks.files, checkpoint["dataset_sha256"], strict=True):
+        if dataset.sha256 != sha256:
+            sys.exit(f"{dataset.path} is not the file that {run} was trained on: its sha256 differs.")
+    probe = Probe(args, tasks.transitions, tasks.low, tasks.high, "cpu")
+    load_state(probe, checkpoint["tensors"], checkpoint["generators"])
+    return probe, config | {"step": checkpoint["step"], "learners": learners(args)}
 
 
 def table(probe: Probe, config: dict) -> Iterator[list]:
@@ -100,7 +96,7 @@ def table(probe: Probe, config: dict) -> Iterator[list]:
             error = values.std(ddof=1) / math.sqrt(len(values))
             bias = values.mean() / max(np.sqrt(np.square(values).mean()), np.finfo(float).tiny)
             alpha = F.softplus(probe.rho[k]).item()
-            about = [config["group"][k], config["args"]["env_id"], config["args"]["seed"] + k, config["step"], alpha]
+            about = [config["group"][k], *config["learners"][k], config["step"], alpha]
             yield [*about, which, term.split("/")[1], values.mean(), error, (values < 0).mean(), bias]
 
 
@@ -112,7 +108,7 @@ def main(args: Args) -> None:
     rows = []
     for run in args.runs:
         probe, config = load(run)
-        for _ in tqdm(range(args.updates), desc=config["args"]["env_id"], unit="update"):
+        for _ in tqdm(range(args.updates), desc=config["env_id"], unit="update"):
             probe.advance()
         rows += table(probe, config)
     print("| task | seed | α | batch | term | mean ± standard error | negative | mean / root mean square |")

@@ -1,11 +1,12 @@
-"""An agent's updates, faster: compiled, outside of all that is measured and without a trace in its state; and replayed
-as a CUDA graph."""
+"""An agent's updates, faster: compiled, without a trace in its state or in a measurement, and as a CUDA graph."""
 
 import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from offline_run.args import first_line
 
 
 def load_state(agent, tensors: dict[str, Tensor], generators: list[Tensor]) -> None:
@@ -17,10 +18,8 @@ def load_state(agent, tensors: dict[str, Tensor], generators: list[Tensor]) -> N
 
 
 def compile_agent(agent) -> bool:
-    """Compile the methods that `agent.compiled` names, by one period of updates that is undone.
-
-    Says before and after what happens. Where compilation fails, it says so in a sentence, the agent is as it was, and
-    the answer is False. Raises what is no Exception (KeyboardInterrupt), with the agent's state as it was.
+    """Compile the methods that `agent.compiled` names, by one period of updates that is undone. Says so before and
+    after. Where that fails: a sentence, False, and the agent is as it was. An interruption also leaves its state.
     """
     print("Compiling the updates, which takes 1 to 5 minutes ...", flush=True)
     start = time.perf_counter()
@@ -32,13 +31,12 @@ def compile_agent(agent) -> bool:
         agent.advance()
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()  # an error of a kernel belongs here
-    except Exception as error:  # of many types, and each may wrap its cause
+    except Exception as error:  # of many types
         for name in agent.compiled:
             delattr(agent, name)
-        while error.__cause__ is not None:
+        while error.__cause__:
             error = error.__cause__
-        cause = (str(error).strip().splitlines() or [""])[0]
-        print(f"Compiling failed ({type(error).__name__}: {cause}): training goes on without.", flush=True)
+        print(f"Compiling failed ({type(error).__name__}: {first_line(error)}): training goes on without.", flush=True)
         return False
     finally:
         load_state(agent, tensors, states)

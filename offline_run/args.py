@@ -1,18 +1,18 @@
 """The arguments that only the run uses, the command line, and the sentences that end a script which cannot go on."""
 
-import ast
 import contextlib
 import importlib.util
 import inspect
+import math
 import os
 import re
 import shutil
 import sys
-import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass, make_dataclass, replace
+from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO, get_type_hints
+from typing import Any, Literal, TextIO, get_type_hints
 
 import torch
 import tyro
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 RESUMABLE = "A run that has a checkpoint continues with --resume RUN_DIR."
 
-# One section of --help each. A script's `Args` adds env_id, seed, num_seeds, total_steps and what its method takes.
+# Each class is a section of --help. A script's `Args` adds env_id, seed, num_seeds, total_steps and its method's own.
 
 
 @dataclass
@@ -32,10 +32,10 @@ class Evaluation:
     final_eval_episodes: int = 100
     """episodes of the evaluation at the end"""
     eval_workers: int | None = None
-    """processes that evaluate while training goes on; by default the cores that training leaves, at most 8; 0: none, so
-    training waits. No number depends on it"""
+    """processes that evaluate beside training, which change no number: by default as many as training leaves cores, at
+    most 8; with 0 training waits"""
     max_episode_steps: int | None = None
-    """end an episode after so many steps, for environments without a limit of their own"""
+    """end an episode after so many steps, instead of the task's own limit"""
     eval: str | None = None
     """evaluate the actor saved in this run directory (with --final-eval-episodes and --render-video, if you like)"""
     render_video: str | None = None
@@ -49,7 +49,7 @@ class Files:
     stand_in: bool = True
     """a MuJoCo task whose D4RL file cannot be had: train on a stand-in that is collected here, and mark the run so"""
     runs_dir: str = "runs"
-    """the folder that receives one run directory per learner (a task and a seed)"""
+    """the folder that receives one run directory per learner (a seed on a task)"""
     checkpoint_interval: int = 5_000
     """gradient steps between checkpoints (Ctrl-C and SIGTERM write one too)"""
     resume: str | None = None
@@ -63,7 +63,7 @@ class Device:
     """cpu, cuda, cuda:1, ...; auto takes the GPU where there is one"""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile the updates: 1 to 5 minutes of compilation, then faster steps (needs a C++ compiler on a CPU); auto
-    does so where it pays: on a GPU, from 300,000 steps on"""
+    does it where it pays, on a GPU from 300000 steps on"""
     cudagraph: bool = True
     """on a GPU: replay one period of updates as one CUDA graph"""
     matmul_precision: Literal["highest", "high", "medium"] = "high"
@@ -75,16 +75,16 @@ class Tracking:
     track: bool = False
     """log to Weights & Biases as well (pip install wandb)"""
     track_project: str = "aspc"
-    """with --track: the project there"""
+    """the project there"""
     track_entity: str | None = None
-    """with --track: the user or team there"""
+    """the user or team there"""
     track_group: str | None = None
-    """with --track: the group of runs there"""
+    """the group of runs there"""
 
 
 @dataclass
 class RunArgs(Tracking, Device, Files, Evaluation):
-    """What a run needs to know beside its method. `--help` shows a class of fields as a section."""
+    """What a run needs to know beside its method."""
 
     def check(self) -> None:
         """Exit with a sentence where an argument of the method cannot work: a script's own."""
@@ -94,62 +94,42 @@ class RunArgs(Tracking, Device, Files, Evaluation):
 
 
 def parse(Args: type[RunArgs], doc: str | None, argv: list[str] | None = None) -> RunArgs:
-    """`Args` from the command line: one section of --help for each dataclass among its bases, its own fields first.
-
-    The string literal below a field is its help text. Integers may be written as 1e6 or 1_000_000.
+    """`Args` from the command line. Each dataclass among its bases is a section of --help, after its own fields; the
+    string literal below a field is its help text. Integers may be written as 1e6 or 1_000_000.
     """
-    sections = [(Args, "method"), *((cls, cls.__name__.lower()) for cls in reversed(Args.__mro__[1:]))]
-    sections = [
-        (title, tyro.conf.OmitArgPrefixes[section], field(default_factory=section))
-        for cls, title in sections
-        if is_dataclass(cls) and (section := own_fields(cls))
-    ]
+    sections = []
+    for cls in (Args, *reversed(Args.__mro__[1:])):
+        own = inspect.get_annotations(cls, eval_str=True) if is_dataclass(cls) else {}
+        if own:
+            own = [(name, kind, field(default=getattr(cls, name))) for name, kind in own.items()]
+            section = make_dataclass(cls.__name__, own)
+            section.__module__, section.__qualname__ = cls.__module__, cls.__qualname__  # where tyro finds the literals
+            title = "method" if cls is Args else cls.__name__.lower()
+            sections.append((title, tyro.conf.OmitArgPrefixes[section], field(default_factory=section)))
     registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(integer)
+    registry.primitive_rule(integers)
     given = tyro.cli(make_dataclass("Sections", sections), args=argv, description=doc, registry=registry)
     return Args(**{name: value for section in vars(given).values() for name, value in vars(section).items()})
 
 
-def own_fields(cls: type) -> type | None:
-    """A dataclass of the fields that `cls` adds to its bases, with their help texts, for tyro. None: it adds none."""
-    own = [f for f in fields(cls) if f.name in vars(cls).get("__annotations__", {})]
-    if not own:
-        return None
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
-    texts = {
-        line.target.id: " ".join(below.value.value.split())
-        for line, below in zip(body, body[1:], strict=False)
-        if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr)
-    }
-    types, name = get_type_hints(cls), cls.__name__
-    options = [(f.name, Annotated[types[f.name], tyro.conf.arg(help=texts.get(f.name))], f) for f in own]
-    return make_dataclass(name, [(name, hint, field(default=f.default)) for name, hint, f in options])
-
-
-def integer(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
-    """tyro's rule for `int`, which takes 1e6 as well."""
+def integers(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """tyro's rule for `int`, which knows 1e6 as well."""
 
     def read(words: list[str]) -> int:
-        with contextlib.suppress(ValueError):
-            return int(words[0])
-        if not float(words[0]).is_integer():
+        number = Fraction(words[0].replace("_", ""))
+        if number.denominator != 1:
             raise ValueError(f"{words[0]} is not an integer")
-        return int(float(words[0]))
+        return int(number)
 
-    if info.type is not int:
-        return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1, metavar="INT", instance_from_str=read,
-        is_instance=lambda value: isinstance(value, int), str_from_instance=lambda value: [str(value)],
-    )  # fmt: skip
+    spec = tyro.constructors.PrimitiveConstructorSpec(1, "INT", read, lambda n: isinstance(n, int), lambda n: [str(n)])
+    return spec if info.type is int else None
 
 
 def launch(main: Callable[[Any], None], Args: type[RunArgs], doc: str | None, *errors: type[Exception]) -> None:
     """Run `main(args)` with the arguments of the command line. `errors`, whose messages are sentences for users, and
     what can happen to any run (a full disk, too little memory, Ctrl-C) end the process with one sentence.
     """
-    out, err = Unbroken(sys.stdout), Unbroken(sys.stderr)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with contextlib.redirect_stdout(Unbroken(sys.stdout)), contextlib.redirect_stderr(Unbroken(sys.stderr)):
         try:
             main(parse(Args, doc))
         except errors as error:
@@ -158,53 +138,41 @@ def launch(main: Callable[[Any], None], Args: type[RunArgs], doc: str | None, *e
             sys.exit(f"Interrupted. {RESUMABLE}")
         except OSError as error:
             sys.exit(f"{error}. A run that has a checkpoint is intact: continue with --resume RUN_DIR.")
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError) as error:  # PyTorch has a type of its own for a GPU's memory alone
             if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
                 raise
-            cause = (str(error).splitlines() or ["no more is to be had"])[0].rstrip(".")
-            sys.exit(f"Out of memory ({cause}): train fewer learners together, or smaller batches. {RESUMABLE}")
+            sys.exit(f"Out of memory ({first_line(error)}): take fewer seeds at once, or smaller batches. {RESUMABLE}")
         finally:
-            for bar in list(tqdm._instances):  # so that the sentence has a line of its own
+            for bar in list(tqdm._instances):  # the sentence gets a line of its own
                 bar.close()
 
 
 class Unbroken:
     """A standard stream whose reader may leave (`| head`, a terminal that closes): training goes on in silence.
 
-    It also prints in a terminal that knows ASCII alone, with ? in the place of what that lacks.
+    Where it knows ASCII alone, ? stands for the rest.
     """
 
     def __init__(self, stream: TextIO | None):
-        self.stream = stream or open(os.devnull, "w")  # noqa: SIM115 (a process may be started without one)
+        self.stream = stream or open(os.devnull, "w")  # noqa: SIM115 (a process can be started without one)
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 
-    def __getattr__(self, name: str):
-        return getattr(self.stream, name)
+    def __getattr__(self, name: str) -> Any:
+        def attempt(*arguments: str) -> Any:
+            try:
+                return getattr(self.stream, name)(*arguments)
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
-    def write(self, text: str) -> int:
-        self.attempt(self.stream.write, text)
-        return len(text)
-
-    def flush(self) -> None:
-        self.attempt(self.stream.flush)
-
-    def attempt(self, act: Callable, *arguments: str) -> None:
-        try:
-            act(*arguments)
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        return attempt if name in ("write", "flush") else getattr(self.stream, name)
 
 
 # --- What the arguments mean ------------------------------------------------------------------------------------------
 
 
-def flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
 def check(args: RunArgs) -> None:
-    """Exit with a sentence where an argument cannot work."""
+    """Exit with a sentence where an argument cannot work, the run's or the method's."""
     types = get_type_hints(type(args))
     for name, value in vars(args).items():
         least = 0 if name in ("seed", "eval_workers") else 1
@@ -212,7 +180,7 @@ def check(args: RunArgs) -> None:
             sys.exit(f"{flag(name)} must be at least {least}.")
     if args.seed + args.num_seeds > 2**64:
         sys.exit("--seed must be below 2^64.")
-    if len(set(args.env_id)) != len(args.env_id) or not args.env_id:
+    if not args.env_id or len(set(args.env_id)) < len(args.env_id):
         sys.exit("--env-id takes one task or several, each of them once.")
     if args.render_video and not args.eval:
         sys.exit("--render-video records a saved actor: name its run directory with --eval.")
@@ -224,6 +192,10 @@ def check(args: RunArgs) -> None:
         sys.exit("--track needs Weights & Biases: pip install wandb.")
     if args.compile == "on" and device_of(args) == "cpu" and not found("c++", "g++", "clang++", "cl"):
         sys.exit("--compile on needs a C++ compiler, and none is on the PATH: install g++, or take --compile off.")
+    args.check()
+    for name, value in vars(args).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            sys.exit(f"{flag(name)} must be a finite number.")
 
 
 def refuse_others(args: RunArgs, *own: str) -> None:
@@ -234,17 +206,22 @@ def refuse_others(args: RunArgs, *own: str) -> None:
 
 
 def with_paths(args: RunArgs) -> RunArgs:
-    """The arguments with `~` expanded in paths, and existing ones absolute: a run can be resumed from elsewhere."""
-    changes = {}
-    for name in ("runs_dir", "resume", "eval", "render_video", "dataset_path"):
-        if value := getattr(args, name, None):
-            path = Path(value).expanduser()
-            changes[name] = str(path.resolve() if path.exists() else path if value.startswith("~") else value)
-    return replace(args, **changes)
+    """The arguments with `~` expanded in paths, and existing ones absolute: the run may be resumed from elsewhere."""
+    names = ("runs_dir", "resume", "eval", "render_video", "dataset_path")
+    paths = {name: Path(getattr(args, name)).expanduser() for name in names if getattr(args, name, None)}
+    return replace(args, **{name: str(path.resolve() if path.exists() else path) for name, path in paths.items()})
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def found(*programs: str) -> bool:
     return any(map(shutil.which, programs))
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def device_of(args: RunArgs) -> str:

@@ -1,13 +1,11 @@
-"""Evaluation: an episode's return is a pure function of policy, task, seed and number, here or in other processes."""
+"""Evaluation: a return is a pure function of policy, task, seed and episode, here or in another process."""
 
-import contextlib
 import multiprocessing
 import os
 import pickle
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -17,66 +15,56 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-CHUNK = 5  # episodes stepped together: always as many rows, for a matrix product rounds by its size
-
-
-# --- Episodes ---------------------------------------------------------------------------------------------------------
+CHUNK = 5  # episodes stepped together: always as many rows, for how a matrix product rounds depends on its size
 
 
 def episodes(
     policy: nn.Module, env_id: str, seed: int, first: int, number: int, max_episode_steps: int | None = None
 ) -> np.ndarray:
-    """Undiscounted returns (number,) of a seed's evaluation episodes `first` to `first + number - 1`, of one chunk:
-    `first` is a multiple of CHUNK and `number` at most CHUNK.
+    """Undiscounted returns (number,) of a seed's evaluation episodes first, first + 1, ...: one chunk, so `first` is a
+    multiple of CHUNK, and `number` at most CHUNK.
 
     policy(observations (CHUNK, S), generator) -> actions (CHUNK, A), on the CPU. Every evaluation of a seed starts from
-    the same initial states, and draws the same numbers. Exits with a sentence at a reward or observation that is NaN.
+    the same initial states and draws the same numbers. Exits with a sentence at a reward or observation that is NaN.
     """
     envs = [gymnasium.make(env_id, max_episode_steps=max_episode_steps) for _ in range(number)]
-    with plain_arithmetic():
-        returns = play(policy, envs, seed, first)
+    returns = play(policy, envs, seed, first)
     for env in envs:
         env.close()
     return returns
-
-
-@contextlib.contextmanager
-def plain_arithmetic() -> Iterator[None]:
-    """One thread and full precision, whatever training uses: the same numbers in every process."""
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(1)
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(precision)
 
 
 def play(policy: nn.Module, envs: list[gymnasium.Env], seed: int, first: int) -> np.ndarray:
     """Returns (len(envs),) of the seed's episodes from `first` on, one in each environment, stepped together."""
     policy.eval()
     floating = (t.dtype for t in policy.state_dict().values() if t.is_floating_point())
+    space = envs[0].action_space
     rows = torch.zeros(CHUNK, *envs[0].observation_space.shape, dtype=next(floating, torch.get_default_dtype()))
     observations = rows.numpy()  # the same memory
-    generator = torch.Generator().manual_seed((1000 * seed + first) % 2**63)
-    space = envs[0].action_space
     returns, running = np.zeros(len(envs)), list(range(len(envs)))
+    generator = torch.Generator().manual_seed((1000 * seed + first) % 2**63)
     for e, env in enumerate(envs):
         observations[e] = env.reset(seed=1000 * seed + first + e)[0]
-    while running:
-        with torch.no_grad():
-            actions = policy(rows, generator).numpy()
-        actions = np.clip(actions, space.low, space.high)  # rounding may leave them by one unit in the last place
-        if np.issubdtype(space.dtype, np.integer):
-            actions = actions.round().astype(space.dtype)
-        for e in running.copy():
-            observations[e], reward, terminated, truncated, _ = envs[e].step(actions[e])
-            returns[e] += reward
-            if not (np.isfinite(returns[e]) and np.isfinite(observations[e]).all()):
-                sys.exit(f"{envs[e].spec.id}: a reward or observation is not a finite number in episode {first + e}.")
-            if terminated or truncated:
-                running.remove(e)
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(1)  # whatever training uses: the same numbers in every process
+    torch.set_float32_matmul_precision("highest")
+    try:
+        while running:
+            with torch.no_grad():
+                actions = policy(rows, generator).numpy()
+            actions = np.clip(actions, space.low, space.high)  # rounding may lead out by one unit in the last place
+            if np.issubdtype(space.dtype, np.integer):
+                actions = actions.round().astype(space.dtype)
+            for e in running.copy():
+                observations[e], reward, terminated, truncated, _ = envs[e].step(actions[e])
+                returns[e] += reward
+                if not (np.isfinite(returns[e]) and np.isfinite(observations[e]).all()):
+                    sys.exit(f"{envs[e].spec.id}: a reward or observation of episode {first + e} is not finite.")
+                if terminated or truncated:
+                    running.remove(e)
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
     return returns
 
 
@@ -94,7 +82,7 @@ def check_environment(env_id: str, max_episode_steps: int | None) -> None:
 
 
 def begin_worker() -> None:
-    """A worker process outlives Ctrl-C, which its parent answers, and never its parent."""
+    """A worker outlives Ctrl-C and a closing terminal, which its parent answers, and never its parent."""
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -107,88 +95,66 @@ def begin_worker() -> None:
 
 
 def chunk(policy: bytes, *arguments) -> np.ndarray:
-    """`episodes` with the policy as bytes. Reading those imports the script, and so registers its tasks."""
+    """`episodes` with the policy as bytes: reading them imports the script, which registers its tasks."""
     return episodes(pickle.loads(policy), *arguments)
 
 
-@contextlib.contextmanager
-def signals_wait() -> Iterator[None]:
-    """A process started in here never sees Ctrl-C, not even while it starts; this one does afterwards."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 class Evaluator:
-    """Plays episodes: in `workers` processes, started when first needed, or in place where there are none."""
+    """Plays episodes, one evaluation at a time: in processes, started when first needed, or in place (workers 0)."""
 
     def __init__(self, workers: int, max_episode_steps: int | None = None):
         self.workers, self.max_episode_steps = workers, max_episode_steps
-        context = multiprocessing.get_context("spawn")  # a fork would inherit the GPU's state and every lock
+        context = multiprocessing.get_context("spawn")  # a fork would inherit the GPU's state, and every lock
         self.pool = ProcessPoolExecutor(workers, context, begin_worker) if workers else None
 
-    def submit(self, policies: list[nn.Module], learners: list[tuple[str, int]], number: int) -> "Evaluation":
-        """Begin `number` episodes of each policy on its learner's (env_id, seed)."""
-        chunks = []
+    def begin(self, policies: list[nn.Module], learners: list[tuple[str, int]], number: int) -> "Evaluator":
+        """Let each policy play `number` episodes of its learner's (env_id, seed). Returns itself."""
+        self.shape, self.chunks = (len(learners), number), []
         for policy, (env_id, seed) in zip(policies, learners, strict=True):
             saved = pickle.dumps(policy)
             for first in range(0, number, CHUNK):
                 arguments = (saved, env_id, seed, first, min(CHUNK, number - first), self.max_episode_steps)
-                chunks.append((arguments, self.start(arguments)))
-        return Evaluation(self, chunks, len(learners), number)
+                self.chunks.append((arguments, self.submit(arguments)))
+        return self
 
-    def start(self, arguments: tuple) -> Future | None:
+    def submit(self, arguments: tuple) -> Future | None:
+        """The future of a chunk; None if it is to be played in place."""
         if not self.workers:
             return None
+        mask = getattr(signal, "pthread_sigmask", lambda *_: None)  # a process inherits it: no Ctrl-C while it starts
+        mask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            with signals_wait():
-                return self.pool.submit(chunk, *arguments)
+            return self.pool.submit(chunk, *arguments)
         except BrokenProcessPool:
-            self.give_up()
+            return self.give_up()
+        finally:
+            mask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def give_up(self) -> None:
         if self.workers:
-            tqdm.write("A process that evaluates has died (out of memory?): from now on in place.", sys.stderr)
+            tqdm.write("A process that evaluates has died (out of memory?): from now on, training waits.", sys.stderr)
         self.workers = 0
+
+    def done(self) -> bool:
+        """Whether `returns` would not wait for another process."""
+        return all(future is None or future.done() for _, future in self.chunks)
+
+    def returns(self) -> np.ndarray:
+        """The returns (K, number), when all are there. On a terminal there is a bar if that takes over two seconds."""
+        results, total = [], int(np.prod(self.shape))
+        with tqdm(desc="evaluation", total=total, unit="episode", leave=False, delay=2, disable=None) as bar:
+            for arguments, future in self.chunks:
+                try:
+                    results.append(future.result() if future else chunk(*arguments))
+                except BrokenProcessPool:
+                    self.give_up()
+                    results.append(chunk(*arguments))
+                bar.update(len(results[-1]))
+        return np.concatenate(results).reshape(self.shape)
 
     def close(self) -> None:
         """End the processes, whatever they are at."""
         if self.pool:
-            for process in list((self.pool._processes or {}).values()):
-                process.kill()  # a public call does that from Python 3.14 on
+            for process in list((self.pool._processes or {}).values()):  # private until Python 3.14
+                process.kill()
             self.pool.shutdown(cancel_futures=True)
-
-
-class Evaluation:
-    """Episodes under way."""
-
-    def __init__(self, evaluator: Evaluator, chunks: list[tuple[tuple, Future | None]], learners: int, number: int):
-        self.evaluator, self.chunks, self.shape = evaluator, chunks, (learners, number)
-
-    def done(self) -> bool:
-        """Whether `returns` need not wait for another process."""
-        return all(future is None or future.done() for _, future in self.chunks)
-
-    def returns(self) -> np.ndarray:
-        """The returns (K, number), when all are there; a bar on a terminal if that takes longer than two seconds."""
-        results = []
-        with tqdm(
-            desc="evaluation", total=int(np.prod(self.shape)), unit="episode", leave=False, delay=2, disable=None
-        ) as bar:
-            for arguments, future in self.chunks:
-                results.append(self.result(arguments, future))
-                bar.update(len(results[-1]))
-        return np.concatenate(results).reshape(self.shape)
-
-    def result(self, arguments: tuple, future: Future | None) -> np.ndarray:
-        if future is not None:
-            try:
-                return future.result()
-            except BrokenProcessPool:
-                self.evaluator.give_up()
-        return chunk(*arguments)

@@ -1,5 +1,6 @@
-"""What is shown and logged while training goes on: TensorBoard, Weights & Biases, a bar or lines of progress."""
+"""What is logged and shown while training goes on: TensorBoard, Weights & Biases, a bar or lines of progress."""
 
+import json
 import sys
 import time
 from datetime import timedelta
@@ -10,17 +11,17 @@ from tqdm import tqdm
 
 from offline_run.args import RunArgs
 
-Scalars = dict[str, float | None]  # tag -> value; None: there is none
+RETURN, SCORE, STD = "charts/episodic_return", "charts/normalized_score", "episodic_return_std"  # of an evaluation
+Scalars = dict[str, float | None]  # tag -> value, or None where there is none
 
 
 class Log:
-    """TensorBoard events and, with --track, a Weights & Biases run for each learner.
-
-    Both want steps in order. So what comes between `hold` and `release` waits.
+    """TensorBoard events and, with --track, a Weights & Biases run for each learner. Both want steps in order: what is
+    logged between `hold` and `release` waits.
     """
 
-    def __init__(self, paths: list[Path], first_step: int, configs: list[dict], args: RunArgs):
-        """first_step: events of that step and later ones, from before the run was resumed, are dropped."""
+    def __init__(self, paths: list[Path], first_step: int, args: RunArgs):
+        """first_step: what a run that is now resumed had logged for this step and later ones is dropped."""
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and the processes that evaluate need none
 
         self.writers, self.trackers = [SummaryWriter(str(path), purge_step=first_step) for path in paths], []
@@ -28,20 +29,19 @@ class Log:
         if args.track:
             import wandb
 
-            for path, config in zip(paths, configs, strict=True):
-                tracker = wandb.init(
-                    project=args.track_project, entity=args.track_entity, group=args.track_group,
-                    name=path.name, id=path.name, config=config, resume="allow", reinit="create_new",
-                )  # fmt: skip
-                self.trackers.append(tracker)
+            where = {"project": args.track_project, "entity": args.track_entity, "group": args.track_group}
+            for path in paths:
+                run = {"name": path.name, "id": path.name, "resume": "allow", "reinit": "create_new"}
+                config = json.loads((path / "config.json").read_text())
+                self.trackers.append(wandb.init(**where, **run, config=config))
 
     def scalars(self, step: int, learners: list[Scalars]) -> None:
-        """Log what each learner has to say at a step."""
+        """Log each learner's scalars: those of its entries whose name is a tag."""
         if self.held is not None:
             self.held.append((step, learners))
             return
         for k, values in enumerate(learners):
-            values = {tag: value for tag, value in values.items() if value is not None}
+            values = {tag: value for tag, value in values.items() if "/" in tag and value is not None}
             for tag, value in values.items():
                 self.writers[k].add_scalar(tag, value, step)
             if self.trackers:
@@ -52,9 +52,9 @@ class Log:
 
     def release(self, step: int, learners: list[Scalars]) -> None:
         """Log these scalars, and then what was held back."""
-        held, self.held = self.held or [], None
-        for earlier in [(step, learners), *held]:
-            self.scalars(*earlier)
+        held, self.held = self.held, None
+        for entry in [(step, learners), *held]:
+            self.scalars(*entry)
 
     def close(self) -> None:
         for writer in self.writers:
@@ -68,28 +68,25 @@ class Progress:
 
     def __init__(self, step: int, total: int):
         self.first, self.total, self.start = step, total, time.perf_counter()
-        lines = sys.stderr is None or not sys.stderr.isatty()
-        self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, mininterval=1, disable=lines)
-
-    def show(self, rows: list[dict]) -> None:
-        """The learners' latest evaluations in the bar."""
-        self.bar.set_postfix_str(describe(rows))
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, mininterval=1, disable=not terminal)
 
     def evaluated(self, rows: list[dict], step: int) -> None:
-        """A line on these evaluations. step: where training stands meanwhile."""
+        """Tell of an evaluation (a row of metrics.csv a learner). step: where training stands meanwhile."""
         if self.bar.disable:
             elapsed = time.perf_counter() - self.start
             left = timedelta(seconds=round(elapsed * max(0, self.total - step) / max(1, step - self.first)))
-            print(f"Step {rows[0]['step']:,} of {self.total:,}: {describe(rows)}, {left} to go", flush=True)
+            print(f"Step {rows[0]['step']:,} of {self.total:,}: {in_words(rows)}, {left} to go", flush=True)
 
 
-def describe(rows: list[dict]) -> str:
-    """One row of metrics.csv a learner, in words."""
-    column = lambda tag: np.array([row.get(tag) for row in rows], float)  # noqa: E731
-    scores = column("charts/normalized_score")
-    known = np.isfinite(scores).all()
-    text = f"score {scores.round(1)}" if known else f"return {column('charts/episodic_return').round(1)}"
-    return text + (f", alpha {column('aspc/alpha').round(2)}" if "aspc/alpha" in rows[0] else "")
+def in_words(rows: list[dict]) -> str:
+    """`score [..], alpha [..]` of the learners' latest values; the return where there are no reference scores."""
+    words = []
+    for name, tag, digits in ("score", SCORE, 1), ("return", RETURN, 1), ("alpha", "aspc/alpha", 2):
+        values = [row.get(tag) for row in rows]
+        if None not in values and (name != "return" or not words):
+            words.append(f"{name} [{' '.join(f'{value:.{digits}f}' for value in values)}]")
+    return ", ".join(words)
 
 
 def summary(returns: np.ndarray, score: float | None, source: str) -> str:

@@ -3,15 +3,15 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import Any
 
 
 class Signals:
-    """From now on, until `restore`: `received` is the first signal's number. A second one ends the process at once."""
+    """Until `restore`: `received` is the number of the first signal. A second one ends the process at once."""
 
     def __init__(self):
-        self.received: int | None = None
-        self.interruptible = False
+        self.received, self.interruptible = 0, False
         numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
         if signal.getsignal(numbers[-1]) == signal.SIG_IGN:  # nohup ignores SIGHUP, and means it
             numbers.pop()
@@ -21,21 +21,19 @@ class Signals:
         self.received = number
         text = f"\n{signal.Signals(number).name}: stopping with a checkpoint. A second one stops at once, without.\n"
         with contextlib.suppress(OSError):
-            os.write(2, text.encode())  # `print` may be what the signal interrupted
-        # At the very end: `timeout` sends its signal twice. A terminal that closes does too, later: SIGHUP is ignored.
-        for other in self.before:
+            os.write(2, text.encode())  # `print` may be what was interrupted
+        for other in self.before:  # last, for `timeout` sends its signal twice; so does a closing terminal, later
             signal.signal(other, signal.SIG_DFL if other in (signal.SIGINT, signal.SIGTERM) else signal.SIG_IGN)
         if self.interruptible:
             raise KeyboardInterrupt
 
-    @contextlib.contextmanager
-    def interrupting(self, condition: bool = True) -> Iterator[None]:
-        """What runs in here, given the condition, ends by KeyboardInterrupt at the signal, or now if it has come."""
-        self.interruptible = condition
+    def unless_stopped(self, act: Callable, *arguments) -> Any:
+        """act(*arguments), or None where a signal ends it or has come before."""
         try:
-            if self.received and condition:
-                raise KeyboardInterrupt
-            yield
+            self.interruptible = True
+            return None if self.received else act(*arguments)
+        except KeyboardInterrupt:
+            return None
         finally:
             self.interruptible = False
 

@@ -48,10 +48,11 @@ def random_data(seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def make_agent(script: str, device: str = "cpu", **arguments):
+def make_agent(script: str, device: str = "cpu", data: list[dict[str, np.ndarray]] | None = None, **arguments):
+    """data: of each task; else of one, random."""
     module = load_script(script)
     args = module.Args(**({"batch_size": 32, "total_steps": 1000} | arguments))
-    return module.Agent(args, [random_data()], -np.ones(A, np.float32), np.ones(A, np.float32), device)
+    return module.Agent(args, data or [random_data()], -np.ones(A, np.float32), np.ones(A, np.float32), device)
 
 
 def parts(function, vectors: torch.Tensor) -> list[torch.Tensor]:

@@ -1,14 +1,15 @@
-"""What a GPU and its CUDA graphs demand, checked without one: all is on the device, stays there, and does not grow."""
+"""What a GPU, its CUDA graphs and torch.compile demand, checked without one: all is on the device, stays there, does
+not grow, and is captured whole."""
 
+import functools
 import gc
-from functools import partial
-from inspect import signature
 
-import numpy as np
 import pytest
 import torch
 from conftest import SCRIPTS, A, S, make_agent
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from offline_run import compile_agent, graph_agent, load_state
 
 HOST = {
     "_local_scalar_dense": "reads a value on the host (.item(), float(), if tensor)",
@@ -16,6 +17,8 @@ HOST = {
     "masked_select": "has a size that the host must wait for",
     "lift_fresh": "makes a tensor of Python numbers (torch.tensor), a copy from the host",
 }
+each_script = pytest.mark.parametrize("script", SCRIPTS)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 class NoHost(TorchDispatchMode):
@@ -34,67 +37,32 @@ def test_detector_detects():
                 sync()
 
 
-class MetaAdam(torch.optim.Adam):
-    """Adam on the device "meta", which has no fused kernel: it only looks at what it is given."""
-
-    def __init__(self, parameters, lr, **_):
-        super().__init__(parameters, 0.1)
-        self.rate = lr
-
-    def step(self):
-        for p, state in self.state.items():
-            tensors = [p, p.grad, *state.values()] + torch.is_tensor(self.rate) * [self.rate]
-            assert all(tensor.is_meta for tensor in tensors)
-            assert p.grad.shape == p.shape and p.grad.is_contiguous()
-
-
 class MetaGenerator:
     """The device "meta" draws no numbers."""
 
-    def __init__(self, device):
+    def __init__(self, device="cpu"):
         pass
 
     def manual_seed(self, seed):
         return self
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@each_script
 def test_works_on_another_device(monkeypatch, script):
     """On "meta", which computes shapes alone and, as a GPU does, refuses to mix its tensors with the CPU's."""
     with monkeypatch.context() as patch:
-        patch.setattr(torch.optim, "Adam", MetaAdam)
         patch.setattr(torch, "Generator", MetaGenerator)
         agent = make_agent(script, "meta", num_seeds=2)
         agent.period()
     for name, tensor in (agent.tensors() | agent.metrics).items():
         assert tensor.is_meta, name
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: torch.ones(tensor.shape))  # "meta" has nothing to copy
-    generators = [[torch.Generator(), torch.Generator()]] * ("generators" in signature(agent.act).parameters)
-    assert agent.act(np.zeros((2, 4, S)), *generators).shape == (2, 4, A)
-    assert all(tensor.device.type == "cpu" for tensor in agent.saved_actor(1).values())
+    policy = agent.policy(1)
+    assert policy(torch.zeros(4, S), torch.Generator()).shape == (4, A)
+    assert all(tensor.device.type == "cpu" for tensor in policy.state_dict().values())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_graph_equals_eager_and_resumes(float64, script):
-    """Six periods, three before the graph is recorded; and three, then three more in another agent."""
-    eager, graph = (make_agent(script, "cuda", num_seeds=2, cudagraph=on) for on in (False, True))
-    first, second = (make_agent(script, "cuda", num_seeds=2) for _ in range(2))
-    for _ in range(6):
-        eager.advance()
-        graph.advance()
-    for _ in range(3):
-        first.advance()
-    tensors = {name: tensor.cpu() for name, tensor in first.tensors().items()}
-    second.load(tensors, [generator.get_state() for generator in first.generators])
-    for _ in range(3):
-        second.advance()
-    for name, tensor in eager.tensors().items():
-        torch.testing.assert_close(graph.tensors()[name], tensor, rtol=0, atol=1e-9, msg=name)
-        torch.testing.assert_close(second.tensors()[name], tensor, rtol=0, atol=1e-9, msg=name)
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
+@each_script
 def test_period_stays_on_the_device(script):
     agent = make_agent(script, num_seeds=2)
     agent.advance()
@@ -102,23 +70,25 @@ def test_period_stays_on_the_device(script):
         agent.period()
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@each_script
 def test_state_stays_in_place(script):
     """A captured graph keeps to the addresses that it saw: no update may replace a tensor of the state or an input."""
 
     def addresses() -> dict:
-        held = agent.tensors() | {name: value for name, value in vars(agent).items() if torch.is_tensor(value)}
-        noise = agent.noise if isinstance(agent.noise, tuple) else [agent.noise]
-        held |= {f"noise {i}": tensor for i, tensor in enumerate(noise)}
+        held = agent.tensors()
+        for prefix, owner in (("agent", agent), ("buffer", agent.buffer)):
+            for name, value in vars(owner).items():
+                tensors = value if isinstance(value, tuple) else [value]
+                held |= {f"{prefix}.{name}.{i}": x for i, x in enumerate(tensors) if torch.is_tensor(x)}
         return {name: tensor.data_ptr() for name, tensor in held.items()}
 
     agent = make_agent(script)
     before = addresses()
     agent.advance()
-    assert {"indices", "rows", "noise 0"} < set(before) and before == addresses()
+    assert {"buffer.table.0", "buffer.indices.0"} < set(before) and before == addresses()
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@each_script
 def test_nothing_grows(script):
     def live_tensors():
         gc.collect()
@@ -132,14 +102,48 @@ def test_nothing_grows(script):
     assert live_tensors() == first
 
 
-@pytest.mark.parametrize("script", ["aspc_td3bc", "aspc_iql"])  # with their baselines' losses
+@each_script
 def test_compiled_equals_eager(monkeypatch, float64, script):
-    """What torch.compile captures is the update, nothing frozen: three periods of it, run without generated code."""
-    torch.compiler.reset()  # all that scripts compile is vmap's one function to it, and eight times is its limit
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
-    eager, compiled = make_agent(script), make_agent(script, compile=True)
+    """torch.compile takes the update whole, and nothing in it is frozen: three periods, run without generated code."""
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    eager, compiled = (make_agent(script, num_seeds=2, batch_size=8) for _ in range(2))
+    assert compile_agent(compiled)
     for _ in range(3):
         eager.advance()
         compiled.advance()
     for name, tensor in eager.tensors().items():
         torch.testing.assert_close(compiled.tensors()[name], tensor, rtol=0, atol=1e-12, msg=name)
+
+
+@needs_gpu
+@each_script
+def test_graph_equals_eager_and_resumes(float64, script):
+    """Six periods, three before the graph is recorded; and three, then three more in another agent."""
+    eager, graph, first, second = (make_agent(script, "cuda", num_seeds=2) for _ in range(4))
+    for agent in (graph, first, second):
+        graph_agent(agent)
+    for _ in range(6):
+        eager.advance()
+        graph.advance()
+    for _ in range(3):
+        first.advance()
+    tensors = {name: tensor.cpu() for name, tensor in first.tensors().items()}
+    load_state(second, tensors, [generator.get_state() for generator in first.generators])
+    for _ in range(3):
+        second.advance()
+    for name, tensor in eager.tensors().items():
+        torch.testing.assert_close(graph.tensors()[name], tensor, rtol=0, atol=1e-9, msg=name)
+        torch.testing.assert_close(second.tensors()[name], tensor, rtol=0, atol=1e-9, msg=name)
+
+
+@needs_gpu
+def test_compiled_graph_equals_eager(float64):
+    eager, fast = (make_agent("aspc_td3bc", "cuda", num_seeds=2) for _ in range(2))
+    assert compile_agent(fast)
+    graph_agent(fast)
+    for _ in range(6):
+        eager.advance()
+        fast.advance()
+    for name, tensor in eager.tensors().items():
+        torch.testing.assert_close(fast.tensors()[name], tensor, rtol=0, atol=1e-9, msg=name)

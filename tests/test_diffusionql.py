@@ -5,18 +5,19 @@ import functools
 import json
 import math
 
+import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import A, N, S, load_script, make_agent, random_data, stop_before_alpha
+from conftest import A, N, S, load_script, make_agent, parts, random_data, stop_before_alpha
 from test_device import NoHost
 from test_hypergradient import central_difference, relative
-from test_run import command, flags, write_dataset
 from test_update import PlainAdam
-from torch.func import vmap
+from torch.func import grad, vmap
 from torch.nn import functional as F
 
 import d4rl_gymnasium as d4rl
+from offline_run import episodes, parse
 
 ASPC, BASELINE = "aspc_diffusionql", "baselines/diffusionql"
 T = 5
@@ -37,12 +38,12 @@ class Restatement:
     """Diffusion-QL on lists of tensors: 4 of the time's network, then (weight, bias) of each layer."""
 
     def __init__(self, agent, low, high, steps_done):
-        pick = lambda params, *index: [p[index].clone() for p in params.values()]  # noqa: E731
+        pick = lambda f, vector: [p.clone() for p in parts(f, vector)]  # noqa: E731
         self.args, self.adaptive = agent.args, hasattr(agent.args, "alpha_init")
         self.half, self.middle = (high - low) / 2, (high + low) / 2
-        self.actor, self.ema_actor = pick(agent.actor, 0), pick(agent.target_actor, 0)
-        self.q = [pick(agent.critics, 0, j) for j in range(2)]
-        self.target_q = [pick(agent.target_critics, 0, j) for j in range(2)]
+        self.actor, self.ema_actor = (pick(agent.denoise, x[0]) for x in (agent.theta, agent.target_theta))
+        self.q = [pick(agent.q, agent.phi[0, j]) for j in range(2)]
+        self.target_q = [pick(agent.q, agent.target_phi[0, j]) for j in range(2)]
         self.adam_actor, self.adam_q = PlainAdam(self.actor), PlainAdam(self.q[0] + self.q[1])
         self.step = self.adam_actor.t = steps_done
         betas = vp_betas()
@@ -136,6 +137,12 @@ class Restatement:
         self.step += 1
 
 
+def set_time(adam, t):
+    """Let Adam have taken t steps."""
+    for tensor, value in ((adam.t, t), (adam.beta1_t, 0.9**t), (adam.beta2_t, 0.999**t)):
+        tensor.fill_(value)
+
+
 @pytest.mark.parametrize("case", ["official", "max backup, other bounds, much clipped, past step 1000"])
 @both
 def test_equals_an_independent_restatement(float64, script, case):
@@ -147,46 +154,41 @@ def test_equals_an_independent_restatement(float64, script, case):
     low, high = (-np.ones(A), np.ones(A)) if official else (np.array([-2.0, -1.0, 0.0]), np.array([2.0, 1.0, 4.0]))
     data = random_data()
     data["actions"] = low + (high - low) * (data["actions"] + 1) / 2
-    agent = module.Agent(module.Args(batch_size=8, total_steps=1000, **arguments), data, low, high, "cpu")
-    for state in agent.actor_optimizer.state.values():
-        state["step"].fill_(steps_done)
-    first_ema = {name: p.clone() for name, p in agent.target_actor.items()}
+    agent = module.Agent(module.Args(batch_size=8, total_steps=1000, **arguments), [data], low, high, "cpu")
+    set_time(agent.actor_adam, steps_done)
+    first_ema = agent.target_theta.clone()
     plain = Restatement(agent, torch.as_tensor(low), torch.as_tensor(high), steps_done)
     for _ in range(4):
         agent.advance()  # leaves its batch indices and noise behind
-        for step in range(10):
-            s, a, next_s, r, d = agent.rows[agent.indices[0, step]].split(agent.widths, 1)
-            *noise, i = (x[0, step] for x in agent.noise)
-            plain.train(s, a, next_s, r[:, 0], d[:, 0], *noise, i.item())
+        for *inputs, i in zip(*(x[0] for x in (*agent.buffer.batches(), *agent.noise)), strict=True):
+            plain.train(*inputs, i.item())
     pairs = {
-        "actor": (agent.actor, plain.actor, (0,)),
-        "target actor": (agent.target_actor, plain.ema_actor, (0,)),
-        "critic 1": (agent.critics, plain.q[0], (0, 0)),
-        "critic 2": (agent.critics, plain.q[1], (0, 1)),
-        "target critic 1": (agent.target_critics, plain.target_q[0], (0, 0)),
-        "target critic 2": (agent.target_critics, plain.target_q[1], (0, 1)),
+        "actor": (agent.denoise, agent.theta[0], plain.actor),
+        "target actor": (agent.denoise, agent.target_theta[0], plain.ema_actor),
+        "critic 1": (agent.q, agent.phi[0, 0], plain.q[0]),
+        "critic 2": (agent.q, agent.phi[0, 1], plain.q[1]),
+        "target critic 1": (agent.q, agent.target_phi[0, 0], plain.target_q[0]),
+        "target critic 2": (agent.q, agent.target_phi[0, 1], plain.target_q[1]),
     }
     errors = {
-        name: max((p[index] - q).abs().max().item() for p, q in zip(ours.values(), theirs, strict=True))
-        for name, (ours, theirs, index) in pairs.items()
+        name: max((p - q).abs().max().item() for p, q in zip(parts(function, ours), theirs, strict=True))
+        for name, (function, ours, theirs) in pairs.items()
     }
     if script == ASPC:
         errors |= {"rho": abs(agent.rho.item() - plain.rho.item()), "ema": abs(agent.ema.item() - plain.ema.item())}
         assert abs(agent.rho.item() - math.log(math.e - 1)) > 1e-4  # α did move
     print(errors)
     assert max(errors.values()) < 1e-9, errors
-    moved = any((p != first_ema[name]).any() for name, p in agent.target_actor.items())
-    assert moved == (not official)
+    assert (agent.target_theta != first_ema).any() == (not official)
     if not official:  # what was compared did happen
         assert all(any(factors) for factors in plain.clipped.values())
 
 
 def test_target_actor_starts_at_step_1000_and_moves_at_every_fifth(float64):
     agent = make_agent(BASELINE)
-    count = agent.actor_optimizer.state[agent.actor["net.0.weight"]]["step"]
     rates = []
     for steps_taken in range(1, 1022):
-        count.fill_(steps_taken)
+        agent.actor_adam.t.fill_(steps_taken)
         rates.append(agent.target_actor_rate().item())
     assert [step for step, rate in enumerate(rates) if rate] == [1000, 1005, 1010, 1015, 1020]  # counted from 0
     assert {rate for rate in rates if rate} == {0.005}
@@ -207,7 +209,7 @@ def test_schedule(script):
 
 @both
 def test_clock(float64, script):
-    clock = make_agent(script).actor_net.clock
+    clock = make_agent(script).denoise.module.clock
     expected = [[f(t / 10000 ** (i / 7)) for f in (math.sin, math.cos) for i in range(8)] for t in range(T)]
     torch.testing.assert_close(clock, torch.tensor(expected), rtol=0, atol=1e-15)
 
@@ -275,51 +277,48 @@ def test_noise_of_a_period(script):
 
 @functools.cache  # the tests leave the agent as it was
 def agent_at(updates: int):
-    """Two seeds, their gradients clipped, whose next policy update is their `updates`-th and moves α; batch and noise.
-
-    Late moments are those of the twentieth update, grown to what their bias correction takes away at that time.
+    """Two seeds, their gradients clipped, whose next policy update is their `updates`-th and moves α; the arguments of
+    that. Late moments are those of the twentieth update, grown to what their bias correction takes away at that time.
     """
     agent = make_agent(ASPC, num_seeds=2, alpha_interval=min(updates, 20), grad_norm=0.3)
-    inputs = stop_before_alpha(agent)
-    for state in agent.actor_optimizer.state.values():
-        for key, beta in (("exp_avg", 0.9), ("exp_avg_sq", 0.999)):
-            state[key] *= (1 - beta ** (updates - 1)) / (1 - beta ** state["step"].double()) if updates > 1 else 1
-        state["step"].fill_(updates - 1)
+    inputs, adam = stop_before_alpha(agent), agent.actor_adam
+    adam.m *= (1 - 0.9 ** (updates - 1)) / (1 - 0.9**adam.t)
+    adam.v *= (1 - 0.999 ** (updates - 1)) / (1 - 0.999**adam.t)
+    set_time(adam, updates - 1)
     agent.ema.fill_(1000.0)  # so that L_Q counts
-    return agent, *inputs
+    return agent, inputs
 
 
-def outer_of_rho(agent, batch, noise):
+def outer_of_rho(agent, s, a, noise):
     """ρ -> L_outer (K,), with what stands under a stop-gradient, the clipping's factor too, held at the present ρ."""
     alpha = F.softplus(agent.rho)
-    q_term = lambda actor: vmap(agent.q_term)(actor, agent.critics, batch, noise)  # noqa: E731
-    diffusion_loss = lambda actor: vmap(agent.diffusion_loss)(actor, batch, noise)  # noqa: E731
-    gradient = lambda rho: agent.inner_gradient(agent.actor, agent.critics, F.softplus(rho), batch, noise)[0]  # noqa: E731
-    now = gradient(agent.rho)
-    norm = torch.cat([g.flatten(1) for g in now.values()], 1).norm(dim=1)
-    factor = 0.3 / (norm + 1e-6)
+    q_term = lambda theta: vmap(agent.q_term)(theta, agent.phi, s, noise)  # noqa: E731
+    inner_gradient = vmap(grad(agent.inner_loss, has_aux=True))
+    gradient = lambda rho: inner_gradient(agent.theta, agent.phi, F.softplus(rho), s, a, noise)[0]  # noqa: E731
+    factor = 0.3 / (gradient(agent.rho).norm(dim=1, keepdim=True) + 1e-6)
     assert (factor < 1).all()
-    step = lambda rho: agent.inner_step({k: torch.einsum("k,k...->k...", factor, g) for k, g in gradient(rho).items()})  # noqa: E731
+    step = lambda rho: agent.inner_step(factor * gradient(rho))  # noqa: E731
     _, scale = q_term(step(agent.rho))
 
     def outer(rho):
-        new_actor = step(rho)
-        q, _ = q_term(new_actor)
-        return -alpha * q / scale + diffusion_loss(new_actor) + (0.005 * (q - agent.ema)) ** 2
+        new_theta = step(rho)
+        q, _ = q_term(new_theta)
+        diffusion = vmap(agent.diffusion_loss)(new_theta, s, a, noise)
+        return -alpha * q / scale + diffusion + (0.005 * (q - agent.ema)) ** 2
 
     return outer
 
 
 @pytest.mark.parametrize("updates", [3, 20, 2000])
 def test_hypergradient_equals_central_differences(float64, updates):
-    agent, batch, noise = agent_at(updates)
-    outer = outer_of_rho(agent, batch, noise)
+    agent, inputs = agent_at(updates)
+    outer = outer_of_rho(agent, *inputs[-3:])
     before = {name: tensor.clone() for name, tensor in agent.tensors().items()}
-    agent.update_alpha(batch, noise)
+    metrics = agent.update_alpha(*inputs)
     assert (agent.rho != before["rho"]).all()
     for name, tensor in agent.tensors().items():
         tensor.copy_(before[name])
-    error = relative(agent.metrics["aspc/alpha_grad"], central_difference(lambda h: outer(agent.rho + h), 1e-2))
+    error = relative(metrics["aspc/alpha_grad"], central_difference(lambda h: outer(agent.rho + h), 1e-2))
     print(error)
     assert error < 1e-6
 
@@ -341,12 +340,9 @@ def test_group_with_max_backup(float64, script):
         if ours[name].ndim:
             torch.testing.assert_close(ours[name][1], theirs[name][0], rtol=1e-12, atol=1e-12, msg=name)
             assert not torch.equal(ours[name][0], theirs[name][0]), name
-    observations = np.random.default_rng(0).normal(size=(2, 4, S))
-    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
-    in_group = together.act(observations, generators)[1]
-    np.testing.assert_allclose(
-        in_group, alone.act(observations[1:], [torch.Generator().manual_seed(1)])[0], rtol=0, atol=1e-12
-    )
+    policies, s = (together.policy(1), alone.policy(0)), torch.randn(4, S)
+    actions = [policy(s, torch.Generator().manual_seed(1)) for policy in policies]
+    torch.testing.assert_close(*actions, rtol=0, atol=1e-12)
     with NoHost():
         together.period()
 
@@ -367,7 +363,7 @@ def test_policy_draws_one_of_fifty_by_softmax_of_the_smaller_target_q(float64, s
 
     monkeypatch.setattr(torch, "multinomial", multinomial)
     generator = torch.Generator().manual_seed(3)
-    actions = torch.as_tensor(agent.act(observations[None].numpy(), [generator])[0])
+    actions = agent.policy(0)(observations, generator)
     ((probabilities, count, used),) = given
     assert count == 1 and used is generator
 
@@ -382,28 +378,28 @@ def test_policy_draws_one_of_fifty_by_softmax_of_the_smaller_target_q(float64, s
 
 @both
 def test_saved_actor_acts_like_the_agent(float64, script):
-    module, agent = load_script(script), make_agent(script, num_seeds=2)
+    agent = make_agent(script, num_seeds=2)
     agent.advance()
-    observations = np.random.default_rng(0).normal(size=(2, 6, S))
-    generators = lambda: [torch.Generator().manual_seed(seed) for seed in (5, 6)]  # noqa: E731
-    actions = agent.act(observations, generators())
-    assert actions.shape == (2, 6, A) and (abs(actions) <= 1).all()
+    observations = torch.randn(2, 6, S)
     for k in range(2):
-        saved = agent.saved_actor(k)
-        policy = module.Policy(saved["actor.mean"], saved["actor.std"], -torch.ones(A), torch.ones(A))
-        policy.load_state_dict(saved)
+        policy = agent.policy(k)
+        saved = policy.state_dict()
+        loaded = load_script(script).load_policy(saved)
         with torch.no_grad():
-            alone = policy(torch.as_tensor(observations[k]), generators()[k])
-        np.testing.assert_allclose(alone, actions[k], rtol=0, atol=1e-12)
-        tensors = agent.tensors()
-        for name, p in policy.named_parameters():
-            if name.startswith("actor."):
-                assert torch.equal(p, tensors[name][k])
-            else:
-                _, j, rest = name.split(".", 2)
-                assert torch.equal(p, tensors[f"target_critics.{rest}"][k, int(j)])
+            actions, again = (x(observations[k], torch.Generator().manual_seed(5 + k)) for x in (policy, loaded))
+        assert actions.shape == (6, A) and (abs(actions) <= 1).all()
+        torch.testing.assert_close(again, actions, rtol=0, atol=1e-12)
+        for module, function, vector in (
+            (loaded.actor, agent.denoise, agent.theta[k]),
+            (loaded.critics[0], agent.q, agent.target_phi[k, 0]),
+            (loaded.critics[1], agent.q, agent.target_phi[k, 1]),
+        ):
+            assert all(torch.equal(p, q) for p, q in zip(module.parameters(), parts(function, vector), strict=True))
+    for p in policy.parameters():  # what is saved or sent holds no other learner, and nothing twice
+        assert p.untyped_storage().nbytes() == p.numel() * p.element_size()
     agent.advance()  # which must not reach what was saved
-    assert not torch.equal(saved["actor.net.0.weight"], agent.actor["net.0.weight"][1])
+    assert torch.equal(saved["actor.net.0.weight"], loaded.actor.net[0].weight)
+    assert not torch.equal(saved["actor.net.0.weight"], parts(agent.denoise, agent.theta[1])[4])
 
 
 @both
@@ -412,15 +408,17 @@ def test_evaluation_repeats_and_leaves_training_alone(script):
     rng = np.random.default_rng(0)
     data = {key: rng.normal(size=(N, 11)) for key in ("observations", "next_observations")}
     data |= {"actions": rng.uniform(-1, 1, (N, 3)), "rewards": rng.normal(size=N), "terminals": np.zeros(N, bool)}
-    agent = module.Agent(module.Args(num_seeds=2, batch_size=8), data, -np.ones(3), np.ones(3), "cpu")
+    agent = module.Agent(module.Args(num_seeds=2, batch_size=8), [data], -np.ones(3), np.ones(3), "cpu")
     agent.advance()
+    policies = [agent.policy(k) for k in range(2)]
     before = [generator.get_state() for generator in (*agent.generators, torch.default_generator)]
-    first, second = (module.evaluate(agent.act, "hopper-medium-v2", [0, 1], 2) for _ in range(2))
+    first, second = (
+        np.stack([episodes(policy, "hopper-medium-v2", k, 0, 2) for k, policy in enumerate(policies)]) for _ in range(2)
+    )
     assert (first == second).all() and len(set(first.flatten())) == 4
     after = [generator.get_state() for generator in (*agent.generators, torch.default_generator)]
     assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
-    act = lambda s, generators: agent.act(np.repeat(s, 2, 0), [torch.Generator(), *generators])[1:]  # noqa: E731
-    assert (module.evaluate(act, "hopper-medium-v2", [1], 2)[0] == first[1]).all()  # whatever else is evaluated
+    assert episodes(policies[1], "hopper-medium-v2", 1, 0, 1) == first[1, 0]  # whatever else is evaluated
 
 
 # --- The baseline's settings ------------------------------------------------------------------------------------------
@@ -430,9 +428,19 @@ def test_tuned_table():
     module = load_script(BASELINE)
     assert set(module.TUNED) <= set(d4rl.TASKS)
     for env_id, settings in module.TUNED.items():
-        args = module.tuned(module.Args(env_id=env_id, tuned=True))
+        args = module.tuned(module.Args(env_id=(env_id,), tuned=True))
         assert {name: getattr(args, name) for name in settings} == settings
         assert args.grad_norm >= 1 and args.rewards in ("raw", "antmaze", "standardised")
+
+
+def test_tuned_tasks_trained_together_want_the_same():
+    module = load_script(BASELINE)
+    together = "halfcheetah-medium-v2", "hopper-medium-v2"
+    assert module.tuned(module.Args(env_id=together)).grad_norm == 9
+    with pytest.raises(SystemExit, match="halfcheetah-medium-v2 and walker2d-medium-v2 want other settings"):
+        module.tuned(module.Args(env_id=(*together, "walker2d-medium-v2")))
+    with pytest.raises(SystemExit, match="no settings for hopper-random-v2"):
+        module.tuned(module.Args(env_id=(*together, "hopper-random-v2")))
 
 
 def test_rewards():
@@ -447,13 +455,30 @@ def test_rewards():
         module.changed_rewards(np.ones(3, np.float32), "standardised")
 
 
-def test_tuned_run_is_recorded(tmp_path, monkeypatch, capsys):
-    dataset = write_dataset(tmp_path / "rows.hdf5", 11, 3)
-    given = {"env_id": "hopper-medium-v2", "dataset_path": dataset, "runs_dir": tmp_path / "runs", "device": "cpu",
-             "total_steps": 10, "batch_size": 8, "eval_episodes": 1, "final_eval_episodes": 1,
-             "rewards": "antmaze", "tuned": True}  # fmt: skip
-    assert command(monkeypatch, BASELINE, *flags(given)) is None
-    assert "grad_norm 9.0" in capsys.readouterr().out
+def test_tuned_run_trains_on_what_it_records(tmp_path, monkeypatch, capsys):
+    module, rng, rows, agents = load_script(BASELINE), np.random.default_rng(0), 300, []
+    rewards = rng.normal(size=rows).astype(np.float32)
+    with h5py.File(tmp_path / "rows.hdf5", "w") as file:
+        file["observations"] = rng.normal(size=(rows, 45)).astype(np.float32)
+        file["actions"] = rng.uniform(-1, 1, (rows, 24)).astype(np.float32)
+        file["rewards"], file["terminals"] = rewards, rng.random(rows) < 0.05
+        file["timeouts"] = np.arange(rows) % 50 == 49
+
+    class Agent(module.Agent):
+        def __init__(self, args, data, *rest):
+            agents.append((args, data[0]["rewards"]))
+            super().__init__(args, data, *rest)
+
+    monkeypatch.setattr(module, "Agent", Agent)
+    arguments = "--env-id pen-human-v1 --tuned --rewards antmaze --device cpu --total-steps 10 --batch-size 8".split()
+    arguments += "--eval-episodes 1 --final-eval-episodes 1 --eval-workers 0 --max-episode-steps 2".split()
+    arguments += ["--dataset-path", str(tmp_path / "rows.hdf5"), "--runs-dir", str(tmp_path / "runs")]
+    module.main(parse(module.Args, module.__doc__, arguments))
+    assert "grad_norm 7.0" in capsys.readouterr().out
     (run,) = (tmp_path / "runs").iterdir()
     recorded = json.loads((run / "config.json").read_text())["args"]
-    assert (recorded["tuned"], recorded["grad_norm"], recorded["rewards"]) == (True, 9.0, "raw")
+    ((args, trained_on),) = agents
+    for name, value in (module.OFFICIAL | module.TUNED["pen-human-v1"] | {"tuned": True}).items():
+        assert recorded[name] == getattr(args, name) == value
+    assert args.rewards == "standardised"
+    assert abs(trained_on.mean()) < 1e-6 and trained_on.std(ddof=1) == pytest.approx(1)

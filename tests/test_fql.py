@@ -8,15 +8,26 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import A, N, S, assert_seeds_are_independent, load_script, make_agent, random_data, stop_before_alpha
+from conftest import (
+    A,
+    N,
+    S,
+    assert_seeds_are_independent,
+    load_script,
+    make_agent,
+    parts,
+    random_data,
+    stop_before_alpha,
+)
 from test_hypergradient import central_difference, relative
-from test_run import command, flags, write_dataset
+from test_scripts import command, flags, write_dataset
 from test_update import PlainAdam
 from torch import nn
-from torch.func import vmap
+from torch.func import grad, vmap
 from torch.nn import functional as F
 
 import d4rl_gymnasium as d4rl
+from offline_run.evaluation import episodes
 
 ASPC, BASELINE = "aspc_fql", "baselines/fql"
 
@@ -33,12 +44,12 @@ class Restatement:
     """
 
     def __init__(self, agent, low, high):
-        pick = lambda params, *index: [p[index].clone() for p in params.values()]  # noqa: E731
+        pick = lambda f, vectors: [p.clone() for p in parts(f, vectors)]  # noqa: E731
         self.args, self.adaptive = agent.args, hasattr(agent.args, "alpha_init")
         self.half, self.middle = (high - low) / 2, (high + low) / 2
-        self.student, self.teacher = pick(agent.actor, 0), pick(agent.teacher, 0)
-        self.q = [pick(agent.critics, 0, j) for j in range(2)]
-        self.target_q = [pick(agent.target_critics, 0, j) for j in range(2)]
+        self.student, self.teacher = pick(agent.mu, agent.theta[0]), pick(agent.v, agent.psi[0])
+        self.q = [pick(agent.q, agent.phi[0, j]) for j in range(2)]
+        self.target_q = [pick(agent.q, agent.target_phi[0, j]) for j in range(2)]
         self.adam_student = PlainAdam(self.student)
         self.adam = PlainAdam(self.teacher + self.q[0] + self.q[1])
         self.step = 0
@@ -136,24 +147,23 @@ def test_equals_an_independent_restatement(float64, script, case):
     low, high = (-np.ones(A), np.ones(A)) if official else (np.array([-2.0, -1.0, 0.0]), np.array([2.0, 1.0, 4.0]))
     data = random_data()
     data["actions"] = low + (high - low) * (data["actions"] + 1) / 2
-    agent = module.Agent(module.Args(batch_size=8, total_steps=1000, **arguments), data, low, high, "cpu")
+    agent = module.Agent(module.Args(batch_size=8, total_steps=1000, **arguments), [data], low, high, "cpu")
     plain = Restatement(agent, torch.as_tensor(low), torch.as_tensor(high))
     for _ in range(4 if official else 2):
         agent.advance()  # leaves its batch indices and noise behind
-        for step in range(10):
-            s, a, next_s, r, d = agent.rows[agent.indices[0, step]].split(agent.widths, 1)
-            plain.train(s, a, next_s, r[:, 0], d[:, 0], *(x[0, step] for x in agent.noise))
+        for step in zip(*(x[0] for x in (*agent.buffer.batches(), *agent.normal, agent.uniform)), strict=True):
+            plain.train(*step)
     pairs = {
-        "student": (agent.actor, plain.student, (0,)),
-        "teacher": (agent.teacher, plain.teacher, (0,)),
-        "critic 1": (agent.critics, plain.q[0], (0, 0)),
-        "critic 2": (agent.critics, plain.q[1], (0, 1)),
-        "target critic 1": (agent.target_critics, plain.target_q[0], (0, 0)),
-        "target critic 2": (agent.target_critics, plain.target_q[1], (0, 1)),
+        "student": (agent.mu, agent.theta[0], plain.student),
+        "teacher": (agent.v, agent.psi[0], plain.teacher),
+        "critic 1": (agent.q, agent.phi[0, 0], plain.q[0]),
+        "critic 2": (agent.q, agent.phi[0, 1], plain.q[1]),
+        "target critic 1": (agent.q, agent.target_phi[0, 0], plain.target_q[0]),
+        "target critic 2": (agent.q, agent.target_phi[0, 1], plain.target_q[1]),
     }
     errors = {
-        name: max((p[index] - q).abs().max().item() for p, q in zip(ours.values(), theirs, strict=True))
-        for name, (ours, theirs, index) in pairs.items()
+        name: max((p - q).abs().max().item() for p, q in zip(parts(function, ours), theirs, strict=True))
+        for name, (function, ours, theirs) in pairs.items()
     }
     if script == ASPC:
         errors |= {"rho": abs(agent.rho.item() - plain.rho.item()), "ema": abs(agent.ema.item() - plain.ema.item())}
@@ -166,8 +176,9 @@ def test_equals_an_independent_restatement(float64, script, case):
 def test_initial_weights(script):
     """Flax's variance_scaling(1, "fan_avg", "uniform"): U(−b, b), b = √(6 / (in + out)); biases 0."""
     agent = make_agent(script)
-    for params in (agent.actor, agent.teacher, {name: p[:, 0] for name, p in agent.critics.items()}):
-        matrices = [p[0] for p in params.values() if p.ndim == 3]
+    for f, vector in ((agent.mu, agent.theta[0]), (agent.v, agent.psi[0]), (agent.q, agent.phi[0, 0])):
+        params = dict(zip(f.shapes, parts(f, vector), strict=True))
+        matrices = [p for p in params.values() if p.ndim == 2]
         assert len(matrices) == 5
         for w in matrices:
             bound = math.sqrt(6 / sum(w.shape))
@@ -187,11 +198,25 @@ def test_actions_of_the_data_stay_off_the_bounds(script):
     data["actions"][:2] = [[-1.0, 1.0, 0.25], [1.0, -1.0, -0.5]]
     before = data["actions"].copy()
     low, high = np.array([-1, -1, -1], np.float32), np.array([1, 1, 1], np.float32)
-    agent = module.Agent(module.Args(batch_size=4), data, low, high, "cpu")
-    stored = agent.rows.split(agent.widths, 1)[1]
+    agent = module.Agent(module.Args(batch_size=4), [data], low, high, "cpu")
+    stored = agent.buffer.table.split(agent.buffer.widths, 1)[1]
     assert stored.abs().max().item() == pytest.approx(1 - 1e-5, abs=1e-7)
     assert torch.equal(stored[2:], torch.as_tensor(before[2:])) and stored[:2, 2].tolist() == [0.25, -0.5]
     assert (data["actions"] == before).all()  # the caller's array
+
+
+@both
+def test_rewards_are_shifted(script):
+    """Each learner's, whichever task is its own; nothing else of the data, nor the caller's array, is touched."""
+    module, tasks = load_script(script), [random_data(0), random_data(1)]
+    shifted, plain = (
+        module.Agent(module.Args(batch_size=4, reward_shift=shift), tasks, -np.ones(A), np.ones(A), "cpu")
+        for shift in (-1.0, 0.0)
+    )
+    ours, theirs = (agent.buffer.table.split(agent.buffer.widths, 1) for agent in (shifted, plain))
+    assert torch.equal(ours[3], theirs[3] - 1)
+    assert all(torch.equal(ours[i], theirs[i]) for i in (0, 1, 2, 4))
+    assert torch.equal(theirs[3][:, 0], torch.as_tensor(np.concatenate([data["rewards"] for data in tasks])))
 
 
 # --- The flow ---------------------------------------------------------------------------------------------------------
@@ -249,14 +274,14 @@ def test_flow_matching_finds_that_flow(float64, script, t):
     module, agent = load_script(script), make_agent(script)
     generator, n = torch.Generator().manual_seed(0), 1_000_000
     x1 = MEAN + SIGMA * torch.randn(n, 1, generator=generator)
-    noise = module.Noise(None, None, torch.randn(n, 1, generator=generator), torch.full((n, 1), t))
-    batch = module.Batch(torch.zeros(n, 1), agent.actor_net.action_bias[0] + agent.actor_net.action_scale[0] * x1,
-                         None, None, None)  # fmt: skip
-    agent.actor_net.action_bias, agent.actor_net.action_scale = torch.zeros(1), torch.ones(1)
-    agent.teacher_net = LinearField(0.0, 0.0)
-    loss = lambda p: agent.flow_loss({"a": p[0], "b": p[1]}, batch, noise)  # noqa: E731
+    x0, times = torch.randn(n, 1, generator=generator), torch.full((n, 1), t)
+    student = agent.mu.module
+    student.action_bias, student.action_scale = torch.tensor([0.3]), torch.tensor([2.0])
+    agent.v = module.Function(LinearField(0.0, 0.0))
+    a = student.action_bias + student.action_scale * x1
+    loss = lambda psi: agent.flow_loss(psi, torch.zeros(n, 1), a, x0, times)  # noqa: E731
     origin = torch.zeros(2)
-    gradient = torch.func.grad(loss)(origin)
+    gradient = grad(loss)(origin)
     minimum = -torch.linalg.solve(torch.func.hessian(loss)(origin), gradient)  # of a quadratic: Newton's step
     expected = torch.tensor([MEAN - slope(t) * t * MEAN, slope(t)])
     error = (minimum - expected).abs().max().item()
@@ -268,10 +293,12 @@ def test_noise_of_a_period(script):
     agent = make_agent(script, num_seeds=2, batch_size=64)
     agent.period = lambda: None
     agent.advance()
-    for normal in (agent.noise.z, agent.noise.next_z, agent.noise.x0):
+    for normal in agent.normal:
         assert abs(normal.mean()) < 0.1 and abs(normal.std() - 1) < 0.1
         assert (normal[:, 0] != normal[:, 1]).all() and (normal[0] != normal[1]).all()
-    t = agent.noise.t
+    z, next_z, x0 = agent.normal
+    assert (z != next_z).all() and (z != x0).all() and (next_z != x0).all()
+    t = agent.uniform
     assert t.shape == (2, 10, 64, 1) and (t >= 0).all() and (t < 1).all()
     assert abs(t.mean() - 0.5) < 0.05 and abs(t.std() - 12**-0.5) < 0.03
     assert (t[0] != t[1]).any() and (t[:, 0] != t[:, 1]).any()
@@ -282,41 +309,47 @@ def test_noise_of_a_period(script):
 
 @functools.cache  # the tests leave the agent as it was
 def agent_at(updates: int):
-    """Two seeds whose next policy update is their `updates`-th and moves α; batch, noise and what is imitated.
+    """Two seeds whose next policy update is their `updates`-th and moves α; states, noise and what is imitated.
 
     Late moments are those of the twentieth update, grown to what their bias correction takes away at that time.
     """
     agent = make_agent(ASPC, num_seeds=2, batch_size=16, alpha_interval=min(updates, 20))
-    inputs = stop_before_alpha(agent)
-    for state in agent.actor_optimizer.state.values():
-        for key, beta in (("exp_avg", 0.9), ("exp_avg_sq", 0.999)):
-            state[key] *= (1 - beta ** (updates - 1)) / (1 - beta ** state["step"].double()) if updates > 1 else 1
-        state["step"].fill_(updates - 1)
+    _, _, *inputs = stop_before_alpha(agent)
+    adam = agent.actor_adam
+    for moment, power, beta in ((adam.m, adam.beta1_t, 0.9), (adam.v, adam.beta2_t, 0.999)):
+        moment *= (1 - beta ** (updates - 1)) / (1 - power)
+        power.fill_(beta ** (updates - 1))
+    adam.t.fill_(updates - 1)
     agent.ema.fill_(1000.0)  # so that L_Q counts
     return agent, *inputs
 
 
 @pytest.mark.parametrize("updates", [3, 20, 2000])
 def test_hypergradient_equals_central_differences(float64, updates):
-    """Of the whole map ρ -> ω̃ -> L_outer, with what stands under a stop-gradient held at the present ρ."""
-    agent, *inputs = agent_at(updates)
+    """Of the whole map ρ -> θ̃ -> L_outer, with what stands under a stop-gradient held at the present ρ."""
+    agent, s, z, imitated = agent_at(updates)
     alpha = F.softplus(agent.rho)
-    step = lambda rho: agent.inner_step(  # noqa: E731
-        agent.inner_gradient(agent.actor, agent.critics, F.softplus(rho), *inputs)[0]
-    )
-    terms = lambda rho: vmap(agent.policy_terms)(step(rho), agent.critics, *inputs)  # noqa: E731
-    _, scale, _ = terms(agent.rho)
+
+    def inner_gradient(alpha):
+        return vmap(grad(agent.inner_loss, has_aux=True))(agent.theta, agent.phi, alpha, s, z, imitated)[0]
+
+    def terms(rho):
+        """Q(s, μ(s, z)) (K, B) and L_distill (K,) of θ̃(ρ)."""
+        x = vmap(agent.mu)(agent.inner_step(inner_gradient(F.softplus(rho))), s, z)
+        return vmap(agent.value)(agent.phi, s, x), (x - imitated).square().mean((1, 2))
+
+    scale = terms(agent.rho)[0].abs().mean(1)
 
     def outer(rho):
-        q, _, distillation = terms(rho)
-        return -alpha * q / scale + distillation + (0.005 * (q - agent.ema)) ** 2
+        q, distillation = terms(rho)
+        return -alpha * q.mean(1) / scale + distillation + (0.005 * (q.mean(1) - agent.ema)) ** 2
 
     before = {name: tensor.clone() for name, tensor in agent.tensors().items()}
-    agent.update_alpha(*inputs)
+    metrics = agent.update_alpha(inner_gradient(alpha), alpha, s, z, imitated)
     assert (agent.rho != before["rho"]).all()
     for name, tensor in agent.tensors().items():
         tensor.copy_(before[name])
-    error = relative(agent.metrics["aspc/alpha_grad"], central_difference(lambda h: outer(agent.rho + h), 1e-2))
+    error = relative(metrics["aspc/alpha_grad"], central_difference(lambda h: outer(agent.rho + h), 1e-2))
     print(error)
     assert error < 1e-5
 
@@ -329,30 +362,38 @@ def test_seeds_in_a_group_equal_seeds_alone(float64, script):
     together = make_agent(script, num_seeds=3, batch_size=8, q_agg="min")
     alone = make_agent(script, seed=1, batch_size=8, q_agg="min")
     assert_seeds_are_independent(together, alone)
-    observations = np.random.default_rng(0).normal(size=(3, 4, S))
-    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
-    in_group = together.act(observations, generators)[1]
-    by_itself = alone.act(observations[1:2], [torch.Generator().manual_seed(1)])[0]
-    np.testing.assert_allclose(in_group, by_itself, rtol=0, atol=1e-10)
+    observations = torch.as_tensor(np.random.default_rng(0).normal(size=(4, S)))
+    in_group, by_itself = (
+        policy(observations, torch.Generator().manual_seed(1)) for policy in (together.policy(1), alone.policy(0))
+    )
+    torch.testing.assert_close(in_group, by_itself, rtol=0, atol=1e-10)
 
 
 @both
-def test_saved_actor_acts_like_the_agent(float64, script):
-    module, agent = load_script(script), make_agent(script, num_seeds=2)
+def test_saved_policy_acts_like_the_agent(float64, script):
+    """On bounds that are neither symmetric nor alike; noise is the generator's."""
+    low, high = np.array([-2.0, -1.0, 0.0]), np.array([2.0, 1.0, 4.0])
+    module = load_script(script)
+    agent = module.Agent(module.Args(batch_size=8, num_seeds=2), [random_data()], low, high, "cpu")
     agent.advance()
-    observations = np.random.default_rng(0).normal(size=(2, 6, S))
-    actions = agent.act(observations, [torch.Generator().manual_seed(seed) for seed in (5, 6)])
-    assert actions.shape == (2, 6, A) and (abs(actions) <= 1).all()
+    observations = torch.as_tensor(np.random.default_rng(0).normal(size=(6, S)))
+    global_state = torch.get_rng_state()
+    saved = [{name: tensor.clone() for name, tensor in agent.policy(k).state_dict().items()} for k in range(2)]
+    assert torch.equal(torch.get_rng_state(), global_state)
     for k in range(2):
-        saved = agent.saved_actor(k)
-        actor = module.Actor(saved["mean"], saved["std"], -torch.ones(A), torch.ones(A))
-        actor.load_state_dict(saved)
+        policy = module.load_policy(saved[k])
+        actions = policy(observations, torch.Generator().manual_seed(5 + k))
         z = torch.randn(6, A, generator=torch.Generator().manual_seed(5 + k))
-        with torch.no_grad():
-            alone = actor.action(actor(torch.as_tensor(observations[k]), z))
-        np.testing.assert_allclose(alone, actions[k], rtol=0, atol=1e-12)
-    agent.advance()  # which must not reach what was saved
-    assert not torch.equal(saved["net.0.weight"], agent.actor["net.0.weight"][1])
+        x = agent.mu(agent.theta[k], observations, z)
+        expected = torch.as_tensor((high + low) / 2) + torch.as_tensor((high - low) / 2) * x.clamp(-1, 1)
+        torch.testing.assert_close(actions, expected, rtol=0, atol=1e-12)
+        again = policy(observations, torch.Generator().manual_seed(7))
+        assert (actions != again).any(1).all()
+    policies = [agent.policy(k) for k in range(2)]
+    agent.advance()  # which must not reach what was handed out
+    for k in range(2):
+        assert all(torch.equal(tensor, saved[k][name]) for name, tensor in policies[k].state_dict().items())
+        assert not torch.equal(agent.policy(k).actor.net[0].weight, policies[k].actor.net[0].weight)
 
 
 @both
@@ -361,10 +402,12 @@ def test_evaluation_repeats_and_leaves_training_alone(script):
     rng = np.random.default_rng(0)
     data = {key: rng.normal(size=(N, 11)) for key in ("observations", "next_observations")}
     data |= {"actions": rng.uniform(-1, 1, (N, 3)), "rewards": rng.normal(size=N), "terminals": np.zeros(N, bool)}
-    agent = module.Agent(module.Args(num_seeds=2, batch_size=8), data, -np.ones(3), np.ones(3), "cpu")
+    agent = module.Agent(module.Args(num_seeds=2, batch_size=8), [data], -np.ones(3), np.ones(3), "cpu")
     agent.advance()
     before = [generator.get_state() for generator in (*agent.generators, torch.default_generator)]
-    first, second = (module.evaluate(agent.act, "hopper-medium-v2", [0, 1], 2) for _ in range(2))
+    first, second = (
+        np.stack([episodes(agent.policy(k), "hopper-medium-v2", k, 0, 2) for k in range(2)]) for _ in range(2)
+    )
     assert (first == second).all() and len(set(first.flatten())) == 4
     after = [generator.get_state() for generator in (*agent.generators, torch.default_generator)]
     assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
@@ -378,7 +421,7 @@ def test_tuned_table(script):
     module = load_script(script)
     assert set(module.TUNED) <= set(d4rl.ALL_TASKS) and set(d4rl.OGBENCH_TASKS) <= set(module.TUNED)
     for env_id in module.TUNED:
-        args = module.tuned(module.Args(env_id=env_id, tuned=True))
+        args = module.tuned(module.Args(env_id=(env_id,), tuned=True))
         assert args.discount == (0.995 if "giant" in env_id else 0.99)
         mean = env_id in d4rl.TASKS and env_id.startswith("antmaze")
         assert (args.q_agg, args.reward_shift) == (("mean", -1.0) if mean else ("min", 0.0))
@@ -387,6 +430,22 @@ def test_tuned_table(script):
             assert args.alpha >= 3e3 if hand else args.alpha == (3 if "large" in env_id and mean else 10)
     if script == BASELINE:
         assert set(module.ALPHAS) <= set(module.TUNED)
+
+
+@both
+def test_tuned_of_several_tasks(script):
+    """They train together where their settings are the same."""
+    module = load_script(script)
+    play, diverse, large = (f"antmaze-{maze}-v2" for maze in ("medium-play", "medium-diverse", "large-play"))
+    args = module.tuned(module.Args(env_id=(play, diverse), tuned=True))
+    assert (args.env_id, args.reward_shift) == ((play, diverse), -1.0)
+    hand = ("pen-human-v1", "pen-expert-v1") if script == ASPC else ("pen-human-v1", "pen-cloned-v1")
+    assert module.tuned(module.Args(env_id=hand, tuned=True)).q_agg == "min"
+    other = "pen-expert-v1" if script == BASELINE else large
+    with pytest.raises(SystemExit, match="want other settings; train them in runs of their own"):
+        module.tuned(module.Args(env_id=("pen-human-v1", other), tuned=True))
+    with pytest.raises(SystemExit, match="no settings for hopper-medium-v2"):
+        module.tuned(module.Args(env_id=(play, "hopper-medium-v2"), tuned=True))
 
 
 def test_tuned_run_is_recorded(tmp_path, monkeypatch, capsys):

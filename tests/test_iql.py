@@ -4,16 +4,17 @@ differences, of the policy's density by torch.distributions, of the schedule by 
 import functools
 import json
 import math
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import A, S, assert_seeds_are_independent, load_script, make_agent, random_data, stop_before_alpha
+from conftest import A, S, assert_seeds_are_independent, load_script, make_agent, parts, random_data, stop_before_alpha
 from test_device import NoHost
 from test_update import PlainAdam
 from torch import nn
-from torch.func import vmap
+from torch.func import grad, vmap
 from torch.nn import functional as F
 
 import d4rl_gymnasium as d4rl
@@ -43,18 +44,18 @@ class Restatement:
     """IQL as CORL has it, and ASPC by autograd through everything: one seed, ordinary modules, a hand-written Adam."""
 
     def __init__(self, agent, adaptive, scale=3.0, deterministic=False, actor_dropout=0.0):
-        def network(parameters, *index):
-            tensors = [p[index] for name, p in parameters.items() if name.startswith("net.")]
+        def network(tensors):
             sizes = [tensors[0].shape[1], 256, 256, len(tensors[-1])]
             module = nn.Sequential(*(nn.Linear(m, n) for m, n in zip(sizes, sizes[1:], strict=False)))
             for p, value in zip(module.parameters(), tensors, strict=True):
                 p.data.copy_(value)
             return module
 
-        self.mean, self.std = agent.actor_net.mean, agent.actor_net.std
-        self.v = network(agent.value, 0)
-        self.q, self.target_q = ([network(agent.critics, 0, j) for j in range(2)] for _ in range(2))
-        self.actor = network(agent.actor, 0)
+        s = torch.as_tensor(random_data()["observations"], dtype=torch.float64)
+        self.mean, self.std = s.mean(0), s.std(0, correction=0) + 1e-3
+        self.v = network(parts(agent.v, agent.psi[0]))
+        self.q, self.target_q = ([network(parts(agent.q, agent.phi[0, j])) for j in range(2)] for _ in range(2))
+        self.actor = network(parts(agent.pi, agent.theta[0])[1:])
         self.log_std = nn.Parameter(torch.zeros(A))
         self.policy = [self.log_std, *self.actor.parameters()]
         self.adam_v, self.adam_policy = PlainAdam(list(self.v.parameters())), PlainAdam(self.policy)
@@ -139,22 +140,23 @@ def test_equals_the_restatement(float64, script, variant):
     agent = agent_of(script, total_steps=TOTAL, **arguments)
     plain = Restatement(agent, adaptive, **arguments)
     first_rho = plain.rho.item()
+    columns = ("observations", "actions", "next_observations", "rewards", "terminals")
+    data = [torch.as_tensor(random_data()[key], dtype=torch.float64) for key in columns]
     for _ in range(STEPS // agent.period_steps):
         agent.advance()  # leaves its batch indices and noise behind
-        for i in range(agent.period_steps):
-            s, a, next_s, r, d = agent.rows[agent.indices[0, i]].split(agent.widths, 1)
-            plain.train(s, a, next_s, r[:, 0], d[:, 0], agent.noise[0, i])
+        for rows, noise in zip(agent.buffer.indices[0], agent.noise[0], strict=True):
+            plain.train(*(column[rows] for column in data), noise)
     pairs = {
-        "actor": (agent.actor, plain.policy, (0,)),
-        "V": (agent.value, plain.v.parameters(), (0,)),
-        "critic 1": (agent.critics, plain.q[0].parameters(), (0, 0)),
-        "critic 2": (agent.critics, plain.q[1].parameters(), (0, 1)),
-        "target critic 1": (agent.target_critics, plain.target_q[0].parameters(), (0, 0)),
-        "target critic 2": (agent.target_critics, plain.target_q[1].parameters(), (0, 1)),
+        "actor": (agent.pi, agent.theta[0], plain.policy),
+        "V": (agent.v, agent.psi[0], plain.v.parameters()),
+        "critic 1": (agent.q, agent.phi[0, 0], plain.q[0].parameters()),
+        "critic 2": (agent.q, agent.phi[0, 1], plain.q[1].parameters()),
+        "target critic 1": (agent.q, agent.target_phi[0, 0], plain.target_q[0].parameters()),
+        "target critic 2": (agent.q, agent.target_phi[0, 1], plain.target_q[1].parameters()),
     }
     errors = {
-        name: max((p[index] - q).abs().max().item() for p, q in zip(ours.values(), theirs, strict=True))
-        for name, (ours, theirs, index) in pairs.items()
+        name: max((p - q).abs().max().item() for p, q in zip(parts(function, ours), theirs, strict=True))
+        for name, (function, ours, theirs) in pairs.items()
     }
     if adaptive:
         errors |= {"rho": abs(agent.rho.item() - plain.rho.item()), "ema": abs(agent.ema.item() - plain.ema.item())}
@@ -171,8 +173,8 @@ def agent_at(updates: int, scale: float, deterministic: bool = False):
     """Two seeds whose next policy update is their `updates`-th and moves α, and what it will see."""
     agent = agent_of("aspc_iql", scale, num_seeds=2, alpha_interval=updates, deterministic=deterministic)
     seen = stop_before_alpha(agent)
-    assert all(state["step"] == updates - 1 for state in agent.actor_optimizer.state.values())
-    return agent, *seen
+    assert agent.actor_adam.t == updates - 1
+    return agent, seen
 
 
 @pytest.mark.parametrize(
@@ -181,24 +183,23 @@ def agent_at(updates: int, scale: float, deterministic: bool = False):
 )
 def test_hypergradient_equals_central_differences(float64, updates, scale, deterministic):
     """Of the whole map ρ -> θ̃ -> L_outer, with every quantity under a stop-gradient held at its value for this ρ."""
-    agent, advantage, batch, noise = agent_at(updates, scale, deterministic)
+    agent, seen = agent_at(updates, scale, deterministic)
+    _, alpha, advantage, _, s, a, noise, actor_rate = seen
     before = {name: tensor.clone() for name, tensor in agent.tensors().items()}
-    agent.update_alpha(advantage, batch, noise)
+    metrics = agent.update_alpha(*seen)
     for name, tensor in agent.tensors().items():
         tensor.copy_(before[name])
-    alpha = F.softplus(agent.rho)
+    assert torch.equal(alpha, F.softplus(agent.rho))
     clipped = alpha[:, None] * advantage > math.log(100)
     assert (scale == 3.0) == (not clipped.any()) and not clipped.all(1).any()
 
     def terms(rho):
         """mean Q and mean |Q| of the new policy's actions, and their squared distance to the data's: (K,)."""
-        gradient, _ = agent.inner_gradient(agent.actor, advantage, F.softplus(rho), batch, noise)
-        pi = vmap(agent.pi)(agent.inner_step(gradient), batch.observations)
-        q = torch.minimum(*(
-            vmap(agent.q)({name: p[:, j] for name, p in agent.critics.items()}, batch.observations, pi)
-            for j in range(2)
-        ))  # fmt: skip
-        return q.mean(1), q.abs().mean(1), (pi - batch.actions).square().mean((1, 2))
+        weight = (F.softplus(rho)[:, None] * advantage).exp().clamp(max=100)
+        g = vmap(grad(agent.actor_loss))(agent.theta, weight, s, a, noise)
+        pi, _ = vmap(agent.pi)(agent.inner_step(g, actor_rate), s)
+        q = torch.minimum(*(vmap(agent.q)(agent.phi[:, j], s, pi) for j in range(2)))
+        return q.mean(1), q.abs().mean(1), (pi - a).square().mean((1, 2))
 
     q_scale = terms(agent.rho)[1]
 
@@ -208,22 +209,27 @@ def test_hypergradient_equals_central_differences(float64, updates, scale, deter
 
     h = 1e-4  # at 3e-4 one ReLU of a critic switches for one state, and the difference meets the kink
     expected = (outer(agent.rho + h) - outer(agent.rho - h)) / (2 * h)
-    error = ((agent.metrics["aspc/alpha_grad"] - expected) / expected).abs().max().item()
+    error = ((metrics["aspc/alpha_grad"] - expected) / expected).abs().max().item()
     assert error < 1e-5
 
 
 def test_weights_that_overflow_have_a_derivative():
     """exp(3 · 10⁴) is infinite: the bounded weight is 100 there, and its derivative in α 0, not NaN."""
-    agent, advantage, batch, noise = agent_at(3, 3.0)
-    advantage = torch.full_like(advantage, 1e4)
-    advantage[:, ::2] = -1e4
-    alpha = F.softplus(agent.rho)
-    gradient, (loss, weight) = agent.inner_gradient(agent.actor, advantage, alpha, batch, noise)
-    torch.testing.assert_close(weight, torch.full_like(weight, 50.0))
-    assert loss.isfinite().all() and all(g.isfinite().all() for g in gradient.values())
-    assert (vmap(agent.inner_slope)(agent.actor, advantage, alpha, batch, noise) == 0).all()
-    slope = agent.mixed_gradient(agent.actor, advantage, alpha, batch, noise)
-    assert all((x == 0).all() for x in slope.values())
+    agent = agent_of("aspc_iql", num_seeds=2)
+    extremes = torch.full((32,), 1e4)
+    extremes[::2] = -1e4
+
+    def value_loss(*inputs):
+        loss, (_, metrics) = type(agent).value_loss(agent, *inputs)
+        return loss, (extremes, metrics)
+
+    agent.value_loss = value_loss
+    rho = agent.rho.clone()
+    for _ in range(3):
+        agent.advance()
+    assert (agent.metrics["losses/weight"] == 50).all()
+    assert all(tensor.isfinite().all() for tensor in (agent.metrics | agent.tensors()).values())
+    assert (agent.metrics["aspc/alpha_grad"] == 0).all() and torch.equal(agent.rho, rho)
 
 
 # --- The policy: density, dropout, schedule, acting -------------------------------------------------------------------
@@ -234,15 +240,15 @@ def test_density(float64, script):
     """Against torch.distributions, with bounds other than ±1 and logarithms of the deviation beyond their limits."""
     module = load_script(script)
     low, high = np.array([-2.0, -1.0, 0.0]), np.array([2.0, 1.0, 4.0])
-    agent = module.Agent(module.Args(batch_size=4), random_data(), low, high, "cpu")
-    actor = {name: p[0] for name, p in agent.actor.items()} | {"log_std": torch.tensor([-25.0, 0.3, 3.0])}
-    s, noise = torch.randn(64, S), torch.rand(64, 2, 1)
-    mu = agent.pi(actor, s)
+    agent = module.Agent(module.Args(batch_size=4), [random_data()], low, high, "cpu")
+    theta, s, noise = agent.theta[0], torch.randn(64, S), torch.rand(64, 2, 1)
+    parts(agent.pi, theta)[0].copy_(torch.tensor([-25.0, 0.3, 3.0]))
+    mu, _ = agent.pi(theta, s)
     assert ((mu > torch.tensor(low)) & (mu < torch.tensor(high))).all()
     std = torch.tensor([-20.0, 0.3, 2.0]).exp() * torch.tensor([2.0, 1.0, 2.0])
     a = mu + std * torch.randn(64, A)
     expected = -torch.distributions.Normal(mu, std).log_prob(a).sum(1)
-    torch.testing.assert_close(agent.imitation_loss(actor, s, a, noise), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(agent.imitation_loss(theta, s, a, noise), expected, rtol=1e-12, atol=1e-12)
 
 
 @each_script
@@ -257,16 +263,16 @@ def test_dropout(script):
     assert all((first[0, i] != first[0, j]).any() for i in range(10) for j in range(i))
     agent.advance()
     assert (agent.noise != first).any()
-    observations = np.random.default_rng(1).normal(size=(1, 4, S)).astype(np.float32)
-    assert (agent.act(observations) == agent.act(observations)).all()
+    observations, policy = torch.randn(4, S), agent.policy(0)
+    assert torch.equal(policy(observations), policy(observations))
 
 
 @each_script
 def test_policy_rate_is_a_cosine_to_zero(script):
     """The rate of each step of a whole run, in closed form."""
     agent, rates = make_agent(script, total_steps=40), []
-    step = agent.actor_optimizer.step
-    agent.actor_optimizer.step = lambda: (rates.append(agent.actor_lr.item()), step())
+    step = agent.actor_adam.step
+    agent.actor_adam.step = lambda theta, g, rate: (rates.append(rate.item()), step(theta, g, rate))
     for _ in range(4):
         agent.advance()
     expected = [3e-4 * math.cos(math.pi * t / 80) ** 2 for t in range(40)]  # (1 + cos 2x) / 2 = cos² x
@@ -278,15 +284,15 @@ def test_policy_rate_is_a_cosine_to_zero(script):
 def test_saved_actor_acts_like_the_agent(float64, script, deterministic):
     agent = make_agent(script, num_seeds=2, actor_dropout=0.1, deterministic=deterministic)
     agent.advance()
-    observations = np.random.default_rng(1).normal(1.0, 2.0, (2, 7, S))
-    actions = agent.act(observations)
+    s = torch.as_tensor(random_data()["observations"], dtype=torch.float64)
+    observations = s.mean(0) + 2 * s.std(0) * torch.randn(7, S)
+    normalised = (observations - s.mean(0)) / (s.std(0, correction=0) + 1e-3)
     for k in range(2):
-        saved = agent.saved_actor(k)
-        actor = load_script(script).Actor(saved["mean"], saved["std"], -saved["action_scale"], saved["action_scale"])
-        actor.load_state_dict(saved)
+        saved = agent.policy(k).state_dict()
         with torch.no_grad():
-            np.testing.assert_allclose(actor(torch.as_tensor(observations[k])).numpy(), actions[k], rtol=0, atol=1e-12)
-    assert ("log_std" in saved) and (saved["log_std"] == 0).all() == deterministic
+            actions = load_script(script).load_policy(saved)(observations)
+        torch.testing.assert_close(actions, agent.pi(agent.theta[k], normalised)[0], rtol=0, atol=1e-12)
+        assert (saved["actor.log_std"] == 0).all() == deterministic
 
 
 # --- What a graph and a group of seeds demand, with the options that the generic tests leave off ----------------------
@@ -318,7 +324,7 @@ def test_table_of_settings():
     module = load_script("baselines/iql")
     assert module.TUNED.keys() == d4rl.TASKS.keys()
     assert module.CORL == {name: getattr(module.Args(), name) for name in module.CORL}
-    used = lambda env_id: module.tuned(module.Args(env_id=env_id, tuned=True, seed=7, beta=99.0))  # noqa: E731
+    used = lambda env_id: module.tuned(module.Args(env_id=(env_id,), tuned=True, seed=7, beta=99.0))  # noqa: E731
     for env_id in module.TUNED:
         beta = 10.0 if "antmaze" in env_id else 6.0 if env_id == "hopper-medium-expert-v2" else 3.0
         assert (used(env_id).beta, used(env_id).seed) == (beta, 7)
@@ -329,6 +335,14 @@ def test_table_of_settings():
     ]  # fmt: skip
     with pytest.raises(SystemExit, match="no settings for Pendulum-v1"):
         used("Pendulum-v1")
+
+
+def test_settings_of_several_tasks():
+    module = load_script("baselines/iql")
+    used = lambda *env_ids: module.tuned(module.Args(env_id=env_ids))  # noqa: E731
+    assert used("pen-human-v1", "pen-cloned-v1").expectile == 0.8
+    with pytest.raises(SystemExit, match="hopper-random-v2 and hopper-medium-v2 want other settings; train them in"):
+        used("hopper-random-v2", "hopper-expert-v2", "hopper-medium-v2")
 
 
 def test_changed_rewards():
@@ -347,6 +361,21 @@ def test_changed_rewards():
         module.changed_rewards(rewards[:900], terminals[:900] & False, "return-range")
 
 
+def test_each_task_has_a_scale_of_its_own(monkeypatch):
+    """Of rewards, by its own returns: the second task's data are those of the first with rewards times 10."""
+    module, agents = load_script("baselines/iql"), []
+    transitions = [random_data() | {"rewards": scale * random_data()["rewards"]} for scale in (1, 10)]
+    tasks = SimpleNamespace(transitions=transitions, low=-np.ones(A), high=np.ones(A))
+    monkeypatch.setattr(d4rl, "load_tasks", lambda *_: tasks)
+    run = {"device": "cpu", "goes_on": lambda: False, "start": lambda agent, *_: agents.append(agent)}
+    monkeypatch.setattr(module, "Run", lambda args, _: SimpleNamespace(args=args, finish=lambda: None, **run))
+    module.main(module.Args(env_id=("a", "b"), rewards="return-range"))
+    first, second = agents[0].buffer.table[:, -2].chunk(2)
+    torch.testing.assert_close(first, second)
+    expected = module.changed_rewards(random_data()["rewards"], random_data()["terminals"], "return-range")
+    np.testing.assert_array_equal(first.numpy(), expected)
+
+
 def test_tuned_run_trains_on_what_it_records(tmp_path, monkeypatch, capsys):
     """And a resumed one on the same, whatever the table says by then."""
     rng, rows = np.random.default_rng(0), 300
@@ -360,8 +389,9 @@ def test_tuned_run_trains_on_what_it_records(tmp_path, monkeypatch, capsys):
     module, agents = load_script("baselines/iql"), []
     agent_class = module.Agent
     monkeypatch.setattr(module, "Agent", lambda *args: agents.append(agent_class(*args)) or agents[-1])
-    run = {"env_id": "hopper-medium-v2", "dataset_path": str(tmp_path / "rows.hdf5"), "batch_size": 32, "device": "cpu"}
-    run |= {"total_steps": 20, "eval_episodes": 1, "final_eval_episodes": 1, "runs_dir": str(tmp_path / "runs")}
+    run = {"env_id": ("hopper-medium-v2",), "dataset_path": str(tmp_path / "rows.hdf5"), "device": "cpu"}
+    run |= {"total_steps": 20, "batch_size": 32, "runs_dir": str(tmp_path / "runs")}
+    run |= {"eval_episodes": 1, "final_eval_episodes": 1, "eval_workers": 0}
     module.main(module.Args(tuned=True, **run))
     (path,) = (tmp_path / "runs").iterdir()
     recorded = json.loads((path / "config.json").read_text())["args"]
@@ -371,10 +401,10 @@ def test_tuned_run_trains_on_what_it_records(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out.splitlines()[0]
     assert all(f"{name} {value}" in printed for name, value in expected.items())
     scaled = module.changed_rewards(rewards[:-1], terminals[:-1], "return-range")  # the last row has no successor
-    np.testing.assert_allclose(agents[0].rows[:, -2].numpy(), scaled, rtol=1e-6)
+    np.testing.assert_allclose(agents[0].buffer.table[:, -2].numpy(), scaled, rtol=1e-6)
     assert agents[0].args.tau == 0.001
 
     (path / "result.json").unlink()  # as if killed in the final evaluation
     monkeypatch.setitem(module.TUNED, "hopper-medium-v2", {"beta": 77.0})
-    module.main(module.Args(resume=str(path)))
+    module.main(module.Args(resume=str(path), eval_workers=0))
     assert agents[1].args == agents[0].args

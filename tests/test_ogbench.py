@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import SCRIPTS, load_script
 from test_data import cache, cli, command, host, leftovers  # noqa: F401
-from test_run import fitting
+from test_scripts import fitting
 
 import d4rl_gymnasium as d4rl
 from d4rl_gymnasium import tasks

@@ -2,12 +2,13 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import A, S, load_script, make_agent, random_data
+from conftest import A, S, load_script, make_agent, parts, random_data
 from torch import nn
 from torch.nn import functional as F
 
@@ -21,24 +22,23 @@ SETTINGS = {"actor_bc_coef": 0.2, "critic_bc_coef": 0.3, "actor_lr": 1e-3, "crit
 # --- One update -------------------------------------------------------------------------------------------------------
 
 
-def network(parameters: dict, index: tuple, norm: bool, outputs: int) -> nn.Sequential:
-    """Three hidden layers as an ordinary module with one seed's parameters."""
+def network(function, vector: torch.Tensor, norm: bool, outputs: int) -> nn.Sequential:
+    """Three hidden layers as an ordinary module with one learner's parameters; flax's LayerNorm has an ε of 1e-6."""
     sizes, layers = [S + (outputs == 1) * A, 256, 256, 256], []
     for m, n in zip(sizes, sizes[1:], strict=False):
-        layers += [nn.Linear(m, n), nn.ReLU()] + ([nn.LayerNorm(n)] if norm else [])
+        layers += [nn.Linear(m, n), nn.ReLU()] + ([nn.LayerNorm(n, eps=1e-6)] if norm else [])
     module = nn.Sequential(*layers, nn.Linear(256, outputs))
-    for p, value in zip(module.parameters(), parameters.values(), strict=True):
-        p.data.copy_(value[index])
+    for p, value in zip(module.parameters(), parts(function, vector), strict=True):
+        p.data.copy_(value)
     return module
 
 
 class Restatement:
-    """One seed with modules, `backward` and torch's own Adam."""
+    """One learner with modules, `backward` and torch's own Adam."""
 
     def __init__(self, agent):
-        self.actor = network(agent.actor, (0,), False, A)
-        self.target_actor = network(agent.actor, (0,), False, A)
-        self.q, self.target_q = ([network(agent.critics, (0, j), True, 1) for j in range(2)] for _ in range(2))
+        self.actor, self.target_actor = (network(agent.pi, agent.theta[0], False, A) for _ in range(2))
+        self.q, self.target_q = ([network(agent.q, agent.phi[0, j], True, 1) for j in range(2)] for _ in range(2))
         self.actor_adam = torch.optim.Adam(self.actor.parameters(), SETTINGS["actor_lr"])
         self.q_adam = torch.optim.Adam([p for q in self.q for p in q.parameters()], SETTINGS["critic_lr"])
         self.iteration = 0
@@ -75,58 +75,64 @@ def test_equals_the_restatement(float64):
     plain = Restatement(agent)
     for _ in range(STEPS // agent.period_steps):
         agent.advance()  # leaves its batch indices and noise behind
-        for i in range(agent.period_steps):
-            s, a, next_s, next_a, r, d = agent.rows[agent.indices[0, i]].split(agent.widths, 1)
-            plain.train(s, a, next_s, next_a, r[:, 0], d[:, 0], agent.noise[0, i])
+        for batch in zip(*(x[0] for x in (*agent.buffer.batches(), agent.noise)), strict=True):
+            plain.train(*batch)
     pairs = {
-        "actor": (agent.actor, plain.actor, (0,)),
-        "target actor": (agent.target_actor, plain.target_actor, (0,)),
-        "critic 1": (agent.critics, plain.q[0], (0, 0)),
-        "critic 2": (agent.critics, plain.q[1], (0, 1)),
-        "target critic 1": (agent.target_critics, plain.target_q[0], (0, 0)),
-        "target critic 2": (agent.target_critics, plain.target_q[1], (0, 1)),
+        "actor": (agent.pi, agent.theta[0], plain.actor),
+        "target actor": (agent.pi, agent.target_theta[0], plain.target_actor),
+        "critic 1": (agent.q, agent.phi[0, 0], plain.q[0]),
+        "critic 2": (agent.q, agent.phi[0, 1], plain.q[1]),
+        "target critic 1": (agent.q, agent.target_phi[0, 0], plain.target_q[0]),
+        "target critic 2": (agent.q, agent.target_phi[0, 1], plain.target_q[1]),
     }
     errors = {
-        name: max((p[index] - q).abs().max().item() for p, q in zip(ours.values(), theirs.parameters(), strict=True))
-        for name, (ours, theirs, index) in pairs.items()
+        name: max((p - q).abs().max().item() for p, q in zip(parts(function, ours), theirs.parameters(), strict=True))
+        for name, (function, ours, theirs) in pairs.items()
     }
     assert all(error < 1e-8 for error in errors.values()), errors
 
 
 def test_rows_hold_the_next_actions():
-    agent, data = make_agent(SCRIPT), random_data()
-    columns = agent.rows.split(agent.widths, 1)
-    for column, key in zip(columns, load_script(SCRIPT).Batch._fields, strict=True):
-        np.testing.assert_array_equal(column.squeeze(1).numpy(), data[key])
+    buffer, data = make_agent(SCRIPT).buffer, random_data()
+    keys = ("observations", "actions", "next_observations", "next_actions", "rewards", "terminals")
+    for column, key in zip(buffer.table.split(buffer.widths, 1), keys, strict=True):
+        np.testing.assert_array_equal(column.squeeze(1).numpy(), data[key])  # observations as they are
 
 
 def test_next_action_counts_except_after_a_terminal(float64):
     agent = make_agent(SCRIPT, critic_bc_coef=0.5)
-    one = lambda params: {name: p[0] for name, p in params.items()}  # noqa: E731
-    critics, targets, target_actor = one(agent.critics), one(agent.target_critics), one(agent.target_actor)
-    batch = load_script(SCRIPT).Batch(
-        torch.randn(4, S), torch.rand(4, A), torch.randn(4, S), torch.rand(4, A), torch.randn(4), torch.zeros(4)
-    )
-    loss = lambda d, next_a: agent.critic_loss(  # noqa: E731
-        critics, targets, target_actor, batch._replace(terminals=torch.full((4,), d), next_actions=next_a),
-        torch.zeros(4, A),
-    )  # fmt: skip
-    assert loss(1.0, batch.next_actions) == loss(1.0, -batch.next_actions)
-    assert abs(loss(0.0, batch.next_actions) - loss(0.0, -batch.next_actions)) > 1e-3
+    s, a, next_s, next_a, r = torch.randn(4, S), torch.rand(4, A), torch.randn(4, S), torch.rand(4, A), torch.randn(4)
+
+    def loss(d: float, next_a: torch.Tensor) -> torch.Tensor:
+        rest = next_s, next_a, r, torch.full((4,), d), torch.zeros(4, A)
+        return agent.critic_loss(agent.phi[0], s, a, agent.target(agent.target_theta[0], agent.target_phi[0], *rest))
+
+    assert loss(1.0, next_a) == loss(1.0, -next_a)
+    assert abs(loss(0.0, next_a) - loss(0.0, -next_a)) > 1e-3
 
 
 def test_initial_weights():
     """Hidden weights U(±1/√fan_in) and biases 0.1; last layers U(±0.001) and U(±0.003); LayerNorm in critics alone."""
     agent = make_agent(SCRIPT)
-    for parameters, step, bound, inputs in ((agent.actor, 2, 1e-3, S), (agent.critics, 3, 3e-3, S + A)):
+    networks = ((agent.pi, agent.theta[0], 2, 1e-3, S), (agent.q, agent.phi[0], 3, 3e-3, S + A))
+    for function, vectors, step, bound, inputs in networks:
+        parameters = dict(zip(function.shapes, parts(function, vectors), strict=True))
         for i, fan_in in enumerate((inputs, 256, 256)):
             weight = parameters[f"net.{step * i}.weight"]
             assert weight.shape[-2:] == (256, fan_in) and 0.98 < weight.abs().max() * fan_in**0.5 <= 1
             assert (parameters[f"net.{step * i}.bias"] == torch.tensor(0.1)).all()
         assert 0.98 < parameters[f"net.{3 * step}.weight"].abs().max() / bound <= 1
         assert parameters[f"net.{3 * step}.bias"].abs().max() <= bound
-    assert (len(agent.actor), len(agent.critics)) == (4 * 2, 4 * 2 + 3 * 2)
-    assert (agent.actor_net.mean == 0).all() and (agent.actor_net.std == 1).all()  # observations as they are
+    assert (len(agent.pi.shapes), len(agent.q.shapes)) == (4 * 2, 4 * 2 + 3 * 2)
+
+
+def test_layer_norm_is_that_of_flax(float64):
+    """ε is 1e-6, which counts where a layer's units hardly differ: here their variance is 1e-6 as well."""
+    norms = [module for module in make_agent(SCRIPT).q.module.modules() if isinstance(module, nn.LayerNorm)]
+    x = torch.tensor([0.999, 1.001]).repeat(128)
+    assert len(norms) == 3
+    for norm in norms:
+        torch.testing.assert_close(norm(x).abs(), torch.full((256,), 0.5**0.5), rtol=1e-9, atol=0)
 
 
 # --- The official settings --------------------------------------------------------------------------------------------
@@ -150,10 +156,19 @@ def test_table_of_settings():
         "hammer-cloned-v1": (0.1, 0.5, 256, 3e-4, 3e-4, 0.99, 1.0),
     }
     for env_id, values in expected.items():
-        args = module.tuned(module.Args(env_id=env_id, tuned=True, seed=7, actor_bc_coef=99.0))
+        args = module.tuned(module.Args(env_id=(env_id,), tuned=True, seed=7, actor_bc_coef=99.0))
         assert tuple(getattr(args, name) for name in names) == values and args.seed == 7
     with pytest.raises(SystemExit, match="no settings for Pendulum-v1"):
-        module.tuned(module.Args(env_id="Pendulum-v1", tuned=True))
+        module.tuned(module.Args(env_id=("Pendulum-v1",), tuned=True))
+
+
+def test_tuned_tasks_that_train_together_want_the_same():
+    module = load_script(SCRIPT)
+    several = lambda *env_ids: module.tuned(module.Args(env_id=env_ids, tuned=True))  # noqa: E731
+    mazes = several("maze2d-umaze-v1", "maze2d-medium-v1", "maze2d-large-v1")
+    assert replace(mazes, env_id=("maze2d-umaze-v1",)) == several("maze2d-umaze-v1")
+    with pytest.raises(SystemExit, match="hopper-medium-v2 and hopper-expert-v2 want other settings"):
+        several("hopper-medium-v2", "hopper-expert-v2")
 
 
 def test_tuned_run_trains_on_what_it_records(tmp_path, monkeypatch):
@@ -172,16 +187,21 @@ def test_tuned_run_trains_on_what_it_records(tmp_path, monkeypatch):
     module, agents = load_script(SCRIPT), []
     agent_class = module.Agent
     monkeypatch.setattr(module, "Agent", lambda *args: agents.append(agent_class(*args)) or agents[-1])
-    monkeypatch.setattr(module, "evaluate", lambda act, env_id, seeds, episodes, progress=False: np.zeros((1, 1)))
-    run = {"env_id": "antmaze-umaze-v2", "dataset_path": str(tmp_path / "rows.hdf5"), "device": "cpu"}
+    monkeypatch.setattr("offline_run.evaluation.play", lambda policy, envs, seed, first: np.zeros(len(envs)))
+    rows_path = str(tmp_path / "rows.hdf5")
+    run = {"env_id": ("antmaze-umaze-v2",), "dataset_path": rows_path, "device": "cpu", "eval_workers": 0}
     module.main(module.Args(tuned=True, total_steps=20, runs_dir=str(tmp_path / "runs"), **run))
     (path,) = (tmp_path / "runs").iterdir()
     recorded = json.loads((path / "config.json").read_text())["args"]
     expected = {"actor_bc_coef": 0.003, "critic_bc_coef": 0.002, "critic_lr": 5e-5, "reward_scale": 100.0}
     assert {name: recorded[name] for name in expected} == expected
-    *_, next_actions, rewards, _ = (column.numpy() for column in agents[0].rows.split(agents[0].widths, 1))
-    np.testing.assert_array_equal(rewards[:, 0], 100 * raw["rewards"][:-1])
-    np.testing.assert_array_equal(next_actions, np.where(raw["terminals"][:-1, None], 0, raw["actions"][1:]))
+    (agent,) = agents
+    _, _, next_s, next_a, rewards, _ = agent.buffer.table.split(agent.buffer.widths, 1)
+    np.testing.assert_array_equal(rewards[:, 0], raw["rewards"][:-1])
+    np.testing.assert_array_equal(next_a, np.where(raw["terminals"][:-1, None], 0, raw["actions"][1:]))
+    networks, ended = (agent.target_theta[0], agent.target_phi[0]), torch.ones(len(rewards))
+    y = agent.target(*networks, next_s, next_a, rewards[:, 0], ended, torch.zeros_like(next_a))
+    np.testing.assert_array_equal(y, 100 * raw["rewards"][:-1])
 
     (path / "result.json").unlink()  # as if killed in the final evaluation
     monkeypatch.setitem(module.PENALTIES, "antmaze-umaze-v2", (77.0, 77.0))

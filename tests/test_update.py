@@ -110,7 +110,7 @@ def test_equals_the_released_update(float64, script, robust):
     plain = Restatement(agent, robust)
     for _ in range(STEPS // agent.period_steps):
         agent.advance()  # leaves its batch indices and noise behind
-        for i, batch in enumerate(zip(*(x[0] for x in (*agent.buffer.batches(), agent.noise)), strict=True)):
+        for batch in zip(*(x[0] for x in (*agent.buffer.batches(), agent.noise)), strict=True):
             plain.train(*batch, adaptive, alpha=2.5)
     pairs = {
         "actor": (agent.pi, agent.theta[0], plain.actor),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import A, S, load_script, make_agent
+from conftest import A, S, make_agent, parts
 from test_device import NoHost
 from test_update import Restatement as TD3BC
 from torch.nn import functional as F
@@ -20,8 +20,8 @@ class Restatement(TD3BC):
             torch.nn.Linear(S, 256), torch.nn.ReLU(), torch.nn.Linear(256, 256), torch.nn.ReLU(),
             torch.nn.Linear(256, 1),
         )  # fmt: skip
-        for p, value in zip(self.v.parameters(), agent.value.values(), strict=True):
-            p.data.copy_(value[0])
+        for p, value in zip(self.v.parameters(), parts(agent.v, agent.psi[0]), strict=True):
+            p.data.copy_(value)
         self.adam_v = torch.optim.Adam(self.v.parameters(), 3e-4)
         self.shares = []
 
@@ -34,7 +34,7 @@ class Restatement(TD3BC):
             p = [x.requires_grad_() for x in self.q[j]]
             gradients = torch.autograd.grad(F.mse_loss(self.value(p, s, a), target), p)
             self.q[j] = [x.detach() for x in self.adam_q[j].propose(p, gradients, 3e-4)]
-        v = self.v((s - self.mean) / self.std)[:, 0]
+        v = self.v(s)[:, 0]
         self.adam_v.zero_grad()
         F.mse_loss(v, target).backward()
         self.adam_v.step()
@@ -59,22 +59,21 @@ def test_equals_the_restatement(float64, robust):
     plain = Restatement(agent, robust)
     for _ in range(STEPS // agent.period_steps):
         agent.advance()  # leaves its batch indices and noise behind
-        for i in range(agent.period_steps):
-            s, a, next_s, r, d = agent.rows[agent.indices[0, i]].split(agent.widths, 1)
-            plain.train(s, a, next_s, r[:, 0], d[:, 0], agent.noise[0, i])
+        for batch in zip(*(x[0] for x in (*agent.buffer.batches(), agent.noise)), strict=True):
+            plain.train(*batch)
         assert agent.metrics["losses/imitated"].item() == pytest.approx(plain.shares[-1], abs=1e-12)
     pairs = {
-        "actor": (agent.actor, plain.actor, (0,)),
-        "target actor": (agent.target_actor, plain.target_actor, (0,)),
-        "V": (agent.value, plain.v.parameters(), (0,)),
-        "critic 1": (agent.critics, plain.q[0], (0, 0)),
-        "critic 2": (agent.critics, plain.q[1], (0, 1)),
-        "target critic 1": (agent.target_critics, plain.target_q[0], (0, 0)),
-        "target critic 2": (agent.target_critics, plain.target_q[1], (0, 1)),
+        "actor": (agent.pi, agent.theta[0], plain.actor),
+        "target actor": (agent.pi, agent.target_theta[0], plain.target_actor),
+        "V": (agent.v, agent.psi[0], plain.v.parameters()),
+        "critic 1": (agent.q, agent.phi[0, 0], plain.q[0]),
+        "critic 2": (agent.q, agent.phi[0, 1], plain.q[1]),
+        "target critic 1": (agent.q, agent.target_phi[0, 0], plain.target_q[0]),
+        "target critic 2": (agent.q, agent.target_phi[0, 1], plain.target_q[1]),
     }
     errors = {
-        name: max((p[index] - q).abs().max().item() for p, q in zip(ours.values(), theirs, strict=True))
-        for name, (ours, theirs, index) in pairs.items()
+        name: max((p - q).abs().max().item() for p, q in zip(parts(function, ours), theirs, strict=True))
+        for name, (function, ours, theirs) in pairs.items()
     }
     assert all(error < 1e-8 for error in errors.values()), errors
     assert 0 < sum(plain.shares) / len(plain.shares) < 1  # some actions are imitated, not all
@@ -83,14 +82,13 @@ def test_equals_the_restatement(float64, robust):
 def test_limits(float64):
     """V below every Q: TD3+BC's policy loss. V above: its Q term alone."""
     agent, td3bc = make_agent(SCRIPT), make_agent("baselines/td3bc")
-    batch = load_script(SCRIPT).Batch(torch.randn(32, S), torch.rand(32, A), torch.randn(32, S), None, None)
-    actor, critics = ({k: p[0] for k, p in params.items()} for params in (agent.actor, agent.critics))
-    whole, q = td3bc.policy_loss(actor, critics, torch.tensor(2.5), batch)
+    s, a, theta, phi = torch.randn(32, S), torch.rand(32, A), agent.theta[0], agent.phi[0]
+    whole, theirs = td3bc.actor_loss(theta, phi, torch.tensor(2.5), s, a)
     for v, share in ((-1e6, 1.0), (1e6, 0.0)):
-        loss, (mean_q, imitated) = agent.policy_loss(actor, critics, torch.full((32,), v), batch)
-        imitation = (agent.pi(actor, batch.observations) - batch.actions).square().mean()
+        loss, ours = agent.actor_loss(theta, phi, torch.full((32,), v), s, a)
+        imitation = (agent.pi(theta, s) - a).square().mean()
         torch.testing.assert_close(loss, whole - (1 - share) * imitation, rtol=1e-12, atol=1e-12)
-        assert (mean_q, imitated) == (q, share)
+        assert (ours["losses/q"], ours["losses/imitated"]) == (theirs["losses/q"], share)
 
 
 def test_original_critic_stays_on_the_device():

@@ -1,7 +1,10 @@
 """A script in small: linear policies on an environment of 20 steps, for the tests of offline_run."""
 
+import multiprocessing
 import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium
@@ -17,14 +20,16 @@ class DatasetError(Exception):
 
 
 class Walk(gymnasium.Env):
-    """Stay near the origin of the plane. Options make it behave as other environments do."""
+    """Stay near the origin of the plane. The options make it behave as other environments do."""
 
-    metadata = {"render_modes": ["rgb_array"]}
-
-    def __init__(self, render_mode=None, low=-1.0, high=1.0, dtype=np.float32, integer=False, nan=None, fail=0):
+    def __init__(
+        self, render_mode=None, low=-1.0, high=1.0, dtype=np.float32, integer=False, nan=None, fail=0,
+        modes=("rgb_array",),
+    ):  # fmt: skip
+        self.metadata = {"render_modes": list(modes)}
         self.render_mode, self.integer, self.nan, self.fail = render_mode, integer, nan, fail
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
-        self.action_space = gymnasium.spaces.Box(np.array([low, low], dtype), np.array([high, high], dtype), dtype=dtype)
+        self.action_space = gymnasium.spaces.Box(low, high, (2,), dtype)
 
     def observe(self):
         return np.rint(self.place).astype(int) if self.integer else self.place.astype(np.float32)
@@ -39,8 +44,8 @@ class Walk(gymnasium.Env):
         self.time += 1
         self.place = self.place + 0.3 * action + 0.1 * self.np_random.normal(size=2)
         reward = -float(np.linalg.norm(self.place))
-        if self.time == self.fail:
-            os._exit(1)
+        if self.time == self.fail and multiprocessing.parent_process():
+            os._exit(1)  # as the system does with a process that takes too much memory
         if self.nan == "reward" and self.time > 5:
             reward = float("nan")
         if self.nan == "observation" and self.time > 5:
@@ -52,7 +57,8 @@ class Walk(gymnasium.Env):
 
 
 def register(name: str, max_episode_steps: int | None = 20, **options) -> None:
-    gymnasium.register(name, entry_point=Walk, max_episode_steps=max_episode_steps, kwargs=options)
+    if name not in gymnasium.registry:  # this file may run as a script and be imported, too
+        gymnasium.register(name, entry_point=Walk, max_episode_steps=max_episode_steps, kwargs=options)
 
 
 register("Toy/Walk-v0")
@@ -61,6 +67,8 @@ register("Toy/NanReward-v0", nan="reward")
 register("Toy/NanObservation-v0", nan="observation")
 register("Toy/Whole-v0", integer=True, low=-3, high=3, dtype=np.int64)
 register("Toy/Uneven-v0", low=-0.1, high=0.7)
+register("Toy/Deadly-v0", fail=3)
+register("Toy/Dark-v0", modes=())
 
 
 @dataclass
@@ -75,21 +83,24 @@ class Args(RunArgs):
     """gradient steps"""
     batch_size: int = 8
     """rows of a batch"""
-    dataset_path: str | None = None
-    """a text file"""
-    stand_in: bool = True
-    """whether a stand-in will do"""
     alpha_init: float = 2.5
     """where α starts"""
     stochastic: bool = False
     """add noise to the actions"""
 
+    def check(self) -> None:
+        if not self.alpha_init > 0:
+            sys.exit("--alpha-init must be positive.")
+
 
 class Policy(nn.Module):
-    def __init__(self, weight: Tensor, noise: Tensor):
+    """count: periods that the agent had trained."""
+
+    def __init__(self, weight: Tensor, noise: Tensor, count: Tensor):
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("noise", noise)
+        self.register_buffer("count", count)
 
     def forward(self, observations: Tensor, generator: torch.Generator) -> Tensor:
         shape = (*observations.shape[:-1], len(self.weight))
@@ -98,17 +109,17 @@ class Policy(nn.Module):
 
 
 def load_policy(saved: dict[str, Tensor]) -> Policy:
-    return Policy(saved["weight"], saved["noise"])
+    return Policy(saved["weight"], saved["noise"], saved["count"])
 
 
 class Agent:
-    """Learner k imitates -observation, with steps of random size."""
+    """Learner k comes to act -observation, in steps of random size."""
 
     period_steps = 20
     compiled = ("update",)
 
     def __init__(self, args: Args, device: str):
-        self.args, self.sizes = args, [100 * (1 + task) for task in range(len(args.env_id))]
+        self.args = args
         seeds = [args.seed + k for _ in args.env_id for k in range(args.num_seeds)]
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         self.theta = torch.stack([torch.randn(2, 2, generator=g, device=device) for g in self.generators])  # (K, 2, 2)
@@ -122,39 +133,37 @@ class Agent:
         return loss
 
     def advance(self) -> None:
-        noise = torch.stack([torch.randn(2, 2, generator=g, device=g.device) for g in self.generators])
-        loss = self.update(noise)
+        self.noise = torch.stack([torch.randn(2, 2, generator=g, device=g.device) for g in self.generators])
+        self.period()
+
+    def period(self) -> None:
+        self.metrics = {"losses/critic": self.update(self.noise), "aspc/alpha": self.rho.clone()}
         self.rho *= 0.999
         self.count += 1
-        self.metrics = {"losses/critic": loss, "aspc/alpha": self.rho.clone()}
 
     def tensors(self) -> dict[str, Tensor]:
         return {"theta": self.theta, "rho": self.rho, "count": self.count}
 
-    def load(self, tensors: dict[str, Tensor], generator_states: list[Tensor]) -> None:
-        for name, tensor in self.tensors().items():
-            tensor.copy_(tensors[name])
-        for generator, state in zip(self.generators, generator_states, strict=True):
-            generator.set_state(state)
-
     def policy(self, k: int) -> Policy:
-        return Policy(self.theta[k].to("cpu", copy=True), torch.tensor(0.2 * self.args.stochastic))
+        weight, count = (tensor.to("cpu", copy=True) for tensor in (self.theta[k], self.count))
+        return Policy(weight, torch.tensor(0.2 * self.args.stochastic), count)
 
 
 def percent_score(env_id: str, returns: np.ndarray) -> float | None:
     return 100 + float(returns.mean()) if env_id == "Toy/Walk-v0" else None
 
 
-def load_datasets(args: Args) -> list:
-    """A text whose characters sum to its sha256."""
-    if args.dataset_path is None:
-        return [SimpleNamespace(path="made", sha256="0", source="made here") for _ in args.env_id]
-    try:
-        text = open(args.dataset_path).read()  # noqa: SIM115
-    except FileNotFoundError:
-        raise DatasetError(f"{args.dataset_path} is not there.") from None
-    file = SimpleNamespace(path=args.dataset_path, sha256=str(sum(map(ord, text))), source=text.strip())
-    return [file for _ in args.env_id]
+def load_tasks(args: Args) -> SimpleNamespace:
+    """A text file for all tasks, whose characters sum to its sha256; and 100 rows for the first, 200 for the second."""
+    file = SimpleNamespace(path="made", sha256="0", source="made here")
+    if args.dataset_path is not None:
+        try:
+            text = Path(args.dataset_path).read_text()
+        except FileNotFoundError:
+            raise DatasetError(f"{args.dataset_path} is not there.") from None
+        file = SimpleNamespace(path=args.dataset_path, sha256=str(sum(map(ord, text))), source=text.strip())
+    transitions = [{"rewards": np.zeros(100 * (task + 1))} for task in range(len(args.env_id))]
+    return SimpleNamespace(files=[file for _ in args.env_id], transitions=transitions)
 
 
 def main(args: Args) -> None:
@@ -162,9 +171,9 @@ def main(args: Args) -> None:
         return evaluate_saved(args, __file__, load_policy, percent_score)
     run = Run(args, __file__)
     args = run.args
-    files = load_datasets(args)
+    tasks = load_tasks(args)
     agent = Agent(args, run.device)
-    run.start(agent, files, percent_score)
+    run.start(agent, tasks, percent_score)
     while run.goes_on():
         agent.advance()
         run.advanced()

@@ -1,0 +1,545 @@
+"""Signals, kills, divergence, a full disk: what is left, and that a run which is taken up again equals one that was not
+interrupted, bit for bit. And what cannot be taken up again gets a sentence.
+"""
+
+import contextlib
+import errno
+import gc
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import filelock
+import pytest
+import torch
+import toy
+import toy_runs
+from torch.utils.tensorboard import SummaryWriter
+from toy_runs import (
+    RUN,
+    SHORT,
+    after_steps,
+    assert_same_runs,
+    checkpoint_of,
+    command,
+    config_of,
+    flags,
+    process,
+    result_of,
+    resume,
+    rows_of,
+    send,
+    stopped_at,
+    train,
+)
+
+import offline_run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> list[Path]:
+    """The directories of an uninterrupted run."""
+    return train(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """Put back the handlers that a run which ended by an exception leaves installed."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def copied(runs: list[Path], folder: Path, complete: bool = False) -> list[Path]:
+    """The runs' directories in another place; not `complete`: as if killed in the final evaluation."""
+    folder.mkdir(exist_ok=True)
+    runs = [shutil.copytree(run, folder / run.name) for run in runs]
+    if not complete:
+        (runs[-1] / "result.json").unlink()
+    return runs
+
+
+# --- Signals ----------------------------------------------------------------------------------------------------------
+
+
+def test_resumed_run_equals_an_uninterrupted_one(finished, tmp_path, monkeypatch, capfd):
+    """Ctrl-C after 100 of 200 steps."""
+    runs = stopped_at(100, monkeypatch, tmp_path)
+    output, errors = capfd.readouterr()
+    assert f"--resume {runs[0]}" in output and "SIGINT: stopping with a checkpoint. A second one" in errors
+    assert checkpoint_of(runs[0])["step"] == 100 and not (runs[0] / "result.json").exists()
+    torch.manual_seed(12345)  # a fresh process would not have the old one's global generators
+    resume(runs[1])  # any directory of the group names it
+    assert_same_runs(runs, finished)
+    for run in runs:
+        (resumption,) = config_of(run)["resumed"]
+        assert resumption["step"] == 100 and resumption["versions"]["torch"] == torch.__version__
+
+
+MOMENTS = {
+    "start": ("log.tqdm.__init__", 0),
+    "update": ("toy.Agent.advance", 20),
+    "evaluation begins": ("evaluation.Evaluator.begin", 60),
+    "in an episode": ("toy.Walk.step", 60),
+    "evaluation ends": ("evaluation.Evaluator.returns", 60),
+    "metrics.csv": ("files.save_csv", 60),
+    "progress bar": ("log.tqdm.set_postfix_str", 60),
+    "checkpoint": ("files.save_tensors", 100),
+    "last episode": ("toy.percent_score", 200),  # its tenth call
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_at_any_moment_leaves_a_checkpoint(moment, finished, tmp_path, monkeypatch, capsys):
+    name, step = MOMENTS[moment]
+    *owner, name = name.split(".")
+    owner = eval(".".join(owner), vars(offline_run) | {"toy": toy, "files": offline_run.files})
+    original, calls = getattr(owner, name), []
+
+    def interrupted(*args, **kwargs):
+        calls.append(name)
+        result = original(*args, **kwargs)
+        if len(calls) == (8 if moment == "last episode" else 1):
+            send(signal.SIGTERM)
+        return result
+
+    signal.signal(signal.SIGTERM, lambda *_: pytest.fail("the run does not handle this signal"))
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        with pytest.raises(SystemExit) as stop:
+            train(tmp_path)
+    assert stop.value.code == 128 + signal.SIGTERM
+    runs = sorted(tmp_path.iterdir())
+    assert int(re.search(r"Stopped at step (\d+)", capsys.readouterr().out)[1]) == step
+    assert checkpoint_of(runs[0])["step"] == step
+    resume(runs[0])
+    assert_same_runs(runs, finished)
+
+
+@pytest.mark.parametrize("where", ["training", "final evaluation"])
+def test_evaluation_in_place_is_cut_short(where, finished, tmp_path, monkeypatch):
+    """That of training stays pending at its step. The resumed run plays it from its start."""
+    steps, original, last = [], toy.Walk.step, 30
+
+    def step(env, action):
+        steps.append(env)
+        if len(steps) == last:
+            send()
+        return original(env, action)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(toy.Walk, "step", step)
+        if where == "final evaluation":
+            last = 0
+            train(tmp_path / "whole")
+            last = len(steps) - 5
+            steps.clear()
+        with pytest.raises(SystemExit):
+            train(tmp_path / "cut")
+    assert len(steps) == last  # not one more
+    runs = sorted((tmp_path / "cut").iterdir())
+    checkpoint = checkpoint_of(runs[0])
+    assert (checkpoint["step"], checkpoint["pending"] is None) == ((60, False) if where == "training" else (200, True))
+    resume(runs[0])
+    assert_same_runs(runs, finished)
+
+
+@pytest.mark.parametrize("step, checkpoint", [(60, 60), (100, 100), (80, 40)])
+def test_pending_evaluation(step, checkpoint, finished, tmp_path, monkeypatch):
+    """Begun at the checkpoint's step, it is not awaited; of an earlier step (60, at 100) it is."""
+    interval = {"checkpoint_interval": checkpoint, "eval_workers": 1}
+    runs = stopped_at(step, monkeypatch, tmp_path, **interval)
+    saved = checkpoint_of(runs[0])
+    pending = saved["pending"] and {row["step"] for row in saved["pending"]}
+    assert (saved["step"], pending) == (step, {60} if step == 60 else None)
+    assert (runs[0] / "metrics.csv").exists() == (step != 60)
+    resume(runs[0], eval_workers=0)
+    assert_same_runs(runs, finished)
+
+
+def test_run_with_workers_equals_one_without(finished, tmp_path):
+    assert_same_runs(train(tmp_path, eval_workers=2), finished)
+
+
+def test_ignored_sighup_stays_ignored(tmp_path, monkeypatch):
+    """As under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    after_steps(monkeypatch, 40, lambda agent: send(signal.SIGHUP))
+    (run,) = train(tmp_path, **SHORT)
+    assert result_of(run)["steps"] == 60
+
+
+def test_terminal_that_closes(finished, tmp_path, monkeypatch):
+    """SIGHUP stops the run like Ctrl-C; that it comes twice, and with SIGCONT, does no harm."""
+
+    def close(agent):
+        for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGCONT):
+            send(number)
+
+    with monkeypatch.context() as patch:
+        after_steps(patch, 40, close)
+        with pytest.raises(SystemExit) as stop:
+            train(tmp_path)
+    assert stop.value.code == 128 + signal.SIGHUP
+    runs = sorted(tmp_path.iterdir())
+    resume(runs[0])
+    assert_same_runs(runs, finished)
+
+
+def test_handlers_are_put_back(tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    train(tmp_path, **SHORT)
+    assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+
+
+def waited_for(condition, seconds: float = 60) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return bool(condition())
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "\nState:\tZ" not in status.read_text()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc here")
+def test_stopped_in_a_process_of_its_own_and_continued_there(tmp_path):
+    """SIGTERM while a worker plays; then the printed command, with a space in the path, killed by -9; then again."""
+    folder = tmp_path / "my runs"
+    endless = {"total_steps": 10**9, "eval_interval": 20_000, "eval_workers": 1, "runs_dir": folder, "num_seeds": 1}
+    running = process(*flags(RUN | endless), cwd=tmp_path)
+    try:
+        assert waited_for(lambda: list(folder.glob("*/metrics.csv")))
+        workers = children(running.pid)
+        running.send_signal(signal.SIGTERM)
+        output, errors = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 128 + signal.SIGTERM and "Traceback" not in errors
+    assert workers and waited_for(lambda: not any(map(alive, workers)))
+    (run,) = folder.iterdir()
+    step = checkpoint_of(run)["step"]
+
+    following = re.search(r"python (.*--resume .*)", output)[1]
+    assert f"--resume '{run}'" in following
+    running = subprocess.Popen(
+        f"exec {sys.executable} {following}", shell=True, cwd=tmp_path, env=toy_runs.ENVIRONMENT,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        assert waited_for(lambda: int(rows_of(run)[-1]["step"]) > step + 20_000)
+        workers = children(running.pid)
+    finally:
+        running.kill()
+        running.wait()
+    assert len(workers) >= 1 and waited_for(lambda: not any(map(alive, workers)), 10)
+    assert not list(run.glob("result.json")) and checkpoint_of(run)["step"] > step
+    assert len(list(folder.iterdir())) == 1
+
+
+# --- Kills, divergence, full disks ------------------------------------------------------------------------------------
+
+
+class Crash(BaseException):
+    """The process is no more."""
+
+
+def test_crash_between_any_two_file_operations(finished, tmp_path, monkeypatch):
+    """actor.pt is never missing or older than the checkpoint, and the run is resumed or was never begun."""
+    replace, resumed = os.replace, 0
+    for operation in range(1, 100):
+        left = [operation]
+
+        def crash(source, target, left=left):
+            left[0] -= 1
+            if left[0] == 0:
+                Path(source).with_name(Path(source).name + ".part").write_text("half-written")
+                raise Crash
+            replace(source, target)
+
+        folder = tmp_path / str(operation)
+        with monkeypatch.context() as patch, contextlib.suppress(Crash):
+            patch.setattr(os, "replace", crash)
+            train(folder)
+        gc.collect()  # the run and its lock
+        if left[0] > 0:
+            break
+        runs = sorted(folder.iterdir())
+        if (runs[0] / "checkpoint.pt").exists():
+            count = checkpoint_of(runs[0])["tensors"]["count"]
+            for run in runs:
+                assert torch.load(run / "actor.pt", weights_only=True)["count"] >= count
+            resume(runs[0])
+            assert_same_runs(runs, finished)
+            resumed += 1
+        else:
+            with pytest.raises(SystemExit, match="is not a run directory|holds no checkpoint.pt"):
+                resume(runs[0])
+    assert (operation - 1, resumed) == (2 + 4 * 2 + 2 * 3 + 2, 11)  # configs, evaluations, checkpoints, results
+
+
+def test_diverged_run_keeps_its_checkpoint(finished, tmp_path, monkeypatch):
+    """Seed 1 turns NaN in step 140, is found out at 180, and the run is taken up again at 100."""
+    write = SummaryWriter.add_scalar  # so that there are events behind the checkpoint, which the resumed run must purge
+    monkeypatch.setattr(SummaryWriter, "add_scalar", lambda self, *given: (write(self, *given), self.flush()))
+    with monkeypatch.context() as patch:
+        after_steps(patch, 140, lambda agent: agent.theta[1, 0, 0].fill_(torch.nan))
+        with pytest.raises(SystemExit) as stop:
+            train(tmp_path)
+    runs, message = sorted(tmp_path.iterdir()), stop.value.code
+    assert message.startswith("Seed 1 diverged: losses/critic is not finite at step 180.") and str(runs[0]) in message
+    checkpoint = checkpoint_of(runs[0])
+    assert checkpoint["step"] == 100
+    assert all(tensor.isfinite().all() for tensor in checkpoint["tensors"].values())
+    assert [row["step"] for row in rows_of(runs[0])] == ["60", "120"]
+    resume(runs[0])
+    assert_same_runs(runs, finished)
+
+
+def test_events_behind_a_checkpoint_with_a_pending_evaluation(finished, tmp_path, monkeypatch):
+    """Those of its own step were written, and are written again."""
+    write = SummaryWriter.add_scalar
+    monkeypatch.setattr(SummaryWriter, "add_scalar", lambda self, *given: (write(self, *given), self.flush()))
+    with monkeypatch.context() as patch:
+        after_steps(patch, 80, lambda agent: agent.theta.fill_(torch.nan))
+        with pytest.raises(SystemExit, match="step 120"):
+            train(tmp_path, eval_workers=1, checkpoint_interval=60)
+    runs = sorted(tmp_path.iterdir())
+    assert [row["step"] for row in checkpoint_of(runs[0])["pending"]] == [60, 60]
+    resume(runs[0])
+    assert_same_runs(runs, finished)
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_state_that_is_not_finite_never_reaches_a_checkpoint(stop, tmp_path, monkeypatch):
+    """After the metrics were computed, and in a tensor that they do not show; of several tasks, one is named."""
+
+    def spoil(agent):
+        agent.theta[3, 0, 0] = torch.inf
+        if stop:
+            send()
+
+    after_steps(monkeypatch, 40, spoil)
+    arguments = SHORT | {"num_seeds": 2, "env_id": ("Toy/Walk-v0", "Toy/Uneven-v0")}
+    with pytest.raises(SystemExit, match=r"^Toy/Uneven-v0, seed 1 diverged: theta is not finite at step 40\b"):
+        train(tmp_path, **arguments)
+    assert checkpoint_of(sorted(tmp_path.glob("*Walk*"))[0])["step"] == 20
+
+
+@pytest.mark.parametrize("failure", ["raised", "real"])
+def test_full_disk_keeps_the_previous_checkpoint(failure, tmp_path, monkeypatch):
+    """`real` lets the operating system refuse the bytes, through the device that is always full."""
+    if failure == "real" and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    replace, open_file = os.replace, os.open
+
+    def full(path, *flags):
+        if str(path).endswith(".part"):
+            if failure == "raised":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            path, flags = "/dev/full", (os.O_WRONLY,)
+        return open_file(path, *flags)
+
+    def then_full(source, target):
+        replace(source, target)
+        if Path(target).name == "checkpoint.pt":
+            monkeypatch.setattr(os, "open", full)
+
+    monkeypatch.setattr(os, "replace", then_full)
+    message = command(monkeypatch, *flags(SHORT | {"runs_dir": tmp_path}))
+    assert isinstance(message, str) and "No space left" in message and "--resume" in message and "\n" not in message
+    monkeypatch.undo()
+    (run,) = tmp_path.iterdir()
+    assert checkpoint_of(run)["step"] == 20
+    assert not [path.name for path in run.iterdir() if path.name.endswith(".part")]
+    gc.collect()
+    resume(run)
+    assert result_of(run)["steps"] == 60
+
+
+# --- Resumption -------------------------------------------------------------------------------------------------------
+
+
+def test_run_killed_in_its_final_evaluation_resumes(finished, tmp_path):
+    """In another place than where it was trained, too."""
+    runs = copied(finished, tmp_path / "elsewhere")
+    resume(runs[0])
+    assert_same_runs(runs, finished)
+
+
+@pytest.mark.parametrize("renamed", [0, 1])
+def test_moved_and_renamed(renamed, finished, tmp_path, monkeypatch):
+    """The other learner's directory keeps its name, and stands beside it; afterwards either names the run."""
+    stopped_at(100, monkeypatch, tmp_path / "here")
+    runs = sorted((tmp_path / "here").rename(tmp_path / "there").iterdir())
+    runs[renamed] = runs[renamed].rename(tmp_path / "there" / "favourite: mine")
+    with monkeypatch.context() as patch:
+        after_steps(patch, 40, lambda agent: send())
+        patch.chdir(runs[renamed])
+        with pytest.raises(SystemExit):
+            resume(Path("."), runs_dir=str(tmp_path / "nowhere"))
+    assert all(config_of(run)["group"] == [path.name for path in runs] for run in runs)
+    resume(runs[1 - renamed])
+    assert_same_runs(runs, finished)
+    assert len(list((tmp_path / "there").iterdir())) == 2 and not (tmp_path / "nowhere").exists()
+
+
+def test_data_that_moved(tmp_path, monkeypatch):
+    data = tmp_path / "data.txt"
+    data.write_text("rows")
+    monkeypatch.chdir(tmp_path)
+    (run,) = stopped_at(20, monkeypatch, tmp_path / "runs", **(SHORT | {"dataset_path": "data.txt"}))
+    assert config_of(run)["args"]["dataset_path"] == str(data)
+    other = data.rename(tmp_path / "other.txt")
+    with pytest.raises(toy.DatasetError, match="data.txt is not there"):
+        resume(run)
+    gc.collect()
+    other.write_text("more rows")
+    with pytest.raises(SystemExit, match="sha256 differs"):
+        resume(run, dataset_path=str(other))
+    gc.collect()
+    other.write_text("rows")
+    resume(run, dataset_path=str(other))
+    assert result_of(run)["steps"] == 60 and config_of(run)["args"]["dataset_path"] == str(other)
+
+
+def test_one_process_a_run(finished, tmp_path, monkeypatch):
+    runs = copied(finished, tmp_path / "runs")
+    held = filelock.FileLock(runs[0] / ".lock")
+    with held, pytest.raises(SystemExit, match="another process is at this run"):
+        resume(runs[1])
+
+    def try_lock(agent):
+        (run,) = (tmp_path / "new").iterdir()
+        with pytest.raises(filelock.Timeout):
+            filelock.FileLock(run / ".lock").acquire(timeout=0)
+
+    after_steps(monkeypatch, 40, try_lock)
+    train(tmp_path / "new", **SHORT)
+
+
+def test_resume_refuses(finished, tmp_path, monkeypatch):
+    """What cannot be continued, with a sentence that says why."""
+    resumed = lambda *arguments: command(monkeypatch, "--resume", *map(str, arguments))  # noqa: E731
+    for run in finished:
+        assert "complete" in resumed(run)
+    runs = copied(finished, tmp_path / "runs")
+    assert "--total-steps" in resumed(runs[0], "--total-steps", 800)
+    whole = (runs[0] / "checkpoint.pt").read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"no checkpoint", b""):
+        (runs[0] / "checkpoint.pt").write_bytes(damaged)
+        message = resumed(runs[0])
+        assert "checkpoint.pt" in message and "\n" not in message
+    (runs[0] / "checkpoint.pt").unlink()
+    assert "checkpoint.pt" in resumed(runs[0])
+    shutil.rmtree(runs[0])
+    assert f"{runs[0]} is not a run directory" in resumed(runs[1])
+
+
+def with_config(**changes):
+    return lambda config: config | changes
+
+
+def with_args(**changes):
+    return lambda config: config | {"args": config["args"] | changes}
+
+
+BAD_CONFIG = {
+    "another script": (with_config(script="other"), "another script, other"),
+    "a GPU's": (with_config(device="NVIDIA H200"), "NVIDIA H200"),
+    "unknown argument": (with_args(gone=1), "another version of this script: it has other gone"),
+    "one task as text": (with_args(env_id="Toy/Walk-v0"), "another version of this script: it has other env_id"),
+    "compile as before": (with_args(compile=False), "other compile"),
+    "steps as text": (with_args(total_steps="200"), "other total_steps"),
+    "steps as a truth": (with_args(total_steps=True), "other total_steps"),
+    "steps as a fraction": (with_args(total_steps=200.5), "other total_steps"),
+    "no seeds": (with_args(num_seeds=0), "is not a run directory"),
+    "very many seeds": (with_args(num_seeds=10**15), "is not a run directory"),
+    "no episodes": (with_args(eval_episodes=0), "--eval-episodes must be at least 1"),
+    "an evaluation": (with_args(eval="x"), "other eval"),
+    "a resumption": (with_args(resume="x"), "other resume"),
+    "arguments as a list": (with_config(args=[1]), "is not a run directory"),
+    "no arguments": (with_config(args=None), "is not a run directory"),
+    "no task": (lambda config: {name: config[name] for name in config if name != "env_id"}, "other env_id"),
+    "another seed": (with_config(seed=7), "is not a run directory"),
+    "seed as text": (with_config(seed="0"), "other seed"),
+    "no group": (with_config(group=None), "other group"),
+    "empty group": (with_config(group=[]), "is not a run directory"),
+    "group of numbers": (with_config(group=[1, 2]), "other group"),
+    "group elsewhere": (with_config(group=["..", "x"]), "is not a run directory"),
+    "group in a folder": (with_config(group=["a/b", "x"]), "is not a run directory"),
+    "group in a Windows folder": (with_config(group=["a", "..\\x"]), "is not a run directory"),
+    "group that is gone": (with_config(group=["a", "b"]), "/b is not a run directory"),
+    "no dataset": (with_config(dataset=None), "other dataset"),
+    "dataset without a source": (with_config(dataset={}), "other dataset"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), BAD_CONFIG.values(), ids=BAD_CONFIG)
+def test_malformed_config(change, words, finished, tmp_path, monkeypatch):
+    runs = copied(finished, tmp_path / "runs")
+    before = {path: path.read_bytes() for run in runs for path in run.iterdir()}
+    changed = before | {runs[0] / "config.json": json.dumps(change(config_of(runs[0]))).encode()}
+    (runs[0] / "config.json").write_bytes(changed[runs[0] / "config.json"])
+    message = command(monkeypatch, "--resume", runs[0])
+    assert isinstance(message, str) and words in message and "\n" not in message
+    gc.collect()
+    assert {path: path.read_bytes() for run in runs for path in run.iterdir() if path.name != ".lock"} == changed
+    assert sorted((tmp_path / "runs").iterdir()) == runs  # nothing was started anew
+
+
+def with_tensors(**changes):
+    return lambda checkpoint: checkpoint | {"tensors": checkpoint["tensors"] | changes}
+
+
+BAD_CHECKPOINT = {
+    "empty": lambda checkpoint: {},
+    "a list": lambda checkpoint: [checkpoint],
+    "a tensor": lambda checkpoint: torch.zeros(2),
+    "one tensor missing": with_tensors(theta=None),
+    "no tensors": lambda checkpoint: checkpoint | {"tensors": {}},
+    "one tensor more": with_tensors(phi=torch.zeros(2)),
+    "a shape that would broadcast": with_tensors(theta=torch.zeros(1, 2, 2)),
+    "another type": with_tensors(theta=torch.zeros(2, 2, 2, dtype=torch.float64)),
+    "one generator": lambda checkpoint: checkpoint | {"generators": checkpoint["generators"][:1]},
+    "short generators": lambda checkpoint: checkpoint | {"generators": [torch.zeros(9, dtype=torch.uint8)] * 2},
+    "no generators": lambda checkpoint: checkpoint | {"generators": [torch.zeros(5056, dtype=torch.uint8)] * 2},
+    "step as text": lambda checkpoint: checkpoint | {"step": "200"},
+    "another number of tasks": lambda checkpoint: checkpoint | {"dataset_sha256": ["0"]},
+    "history of one": lambda checkpoint: checkpoint | {"history": checkpoint["history"][:1]},
+    "history of numbers": lambda checkpoint: checkpoint | {"history": [[1], [2]]},
+    "history of other rows": lambda checkpoint: checkpoint | {"history": [[{}], [{}]]},
+    "an older version's": lambda checkpoint: {name: checkpoint[name] for name in checkpoint if name != "pending"},
+    "pending of one": lambda checkpoint: checkpoint | {"pending": [checkpoint["history"][0][0]]},
+}
+
+
+@pytest.mark.parametrize("change", BAD_CHECKPOINT.values(), ids=BAD_CHECKPOINT)
+def test_malformed_checkpoint(change, finished, tmp_path, monkeypatch):
+    runs = copied(finished, tmp_path / "runs")
+    torch.save(change(checkpoint_of(runs[0])), runs[0] / "checkpoint.pt")
+    before = config_of(runs[0])
+    message = command(monkeypatch, "--resume", runs[0])
+    gc.collect()
+    assert message == f"{runs[0] / 'checkpoint.pt'} is not a checkpoint of this version of the script."
+    assert config_of(runs[0]) == before and sorted((tmp_path / "runs").iterdir()) == runs
+
+
+def test_siblings_exchanged(finished, tmp_path, monkeypatch):
+    runs = copied(finished, tmp_path / "runs")
+    shutil.copy(runs[0] / "config.json", runs[1])
+    assert "is not the run of Toy/Walk-v0, seed 1" in command(monkeypatch, "--resume", runs[0])
