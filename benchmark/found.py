@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import d4rl_gymnasium as d4rl
 from benchmark.scripts import ROOT, script_arguments, tuned_arguments
 
 
+@dataclass
 class Learner:
     """A run directory."""
 

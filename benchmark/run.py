@@ -134,7 +134,7 @@ def parse_seeds(text: str) -> list[int]:
 def data_file(args: Args, task: str) -> Path | None:
     """The task's file in --dataset-dir, if it is there."""
     path = args.dataset_dir / f"{task.replace('/', '-')}.hdf5" if args.dataset_dir else None
-    return path if path and path.is_file() else None
+    return path.resolve() if path and path.is_file() else None  # as it will stand in config.json
 
 
 def read_request(args: Args) -> tuple[list[tuple[str, str, str, dict]], dict[str, Any], list[str]]:
@@ -156,6 +156,8 @@ def read_request(args: Args) -> tuple[list[tuple[str, str, str, dict]], dict[str
     if not scripts:
         sys.exit(f"--suite {args.suite}: this checkout has none of its scripts, {', '.join(missing)}.")
     given = parse_settings(args.set, scripts)
+    if Path(given.get("dataset_path", "")).is_file():
+        given["dataset_path"] = str(Path(given["dataset_path"]).resolve())
     expand = lambda names: list(dict.fromkeys(task for name in names for task in TASK_SETS.get(name, [name])))  # noqa: E731
     wanted, requests = expand(args.tasks), []
     for task in wanted:
@@ -309,16 +311,20 @@ def make_plan(args: Args) -> Plan:
             sys.exit(f"This plan has the same job twice, {batch.job(args, 'new', [task], seeds).label}: does --set "
                      "override what the suite varies?")  # fmt: skip
         batch.tasks.append(task)
-    jobs = [job for batch in batches.values() for job in plan_batch(args, batch, seeds, learners, damaged)]
+    jobs, begun = [], set()
+    for batch in batches.values():
+        jobs += plan_batch(args, batch, seeds, learners, damaged, begun)
     order = ["finished", "running", "resume", "new", "waits"]
     jobs.sort(key=lambda job: (order.index(job.state), job.seeds[0]))  # the first seed of all before any second one
     return Plan(jobs, missing, damaged)
 
 
 def plan_batch(
-    args: Args, batch: Batch, seeds: list[int], learners: list[Learner], damaged: dict[Path, str]
+    args: Args, batch: Batch, seeds: list[int], learners: list[Learner], damaged: dict[Path, str], begun: set[Path]
 ) -> list[Job]:
-    """The jobs of a batch. A damaged checkpoint is added to `damaged`."""
+    """The jobs of a batch. Damaged runs are added to `damaged`, and to `begun` those that resume or run: a run that was
+    started by hand may have tasks of several batches.
+    """
     mine = runs_of(learners, batch.script, batch.own)
     done = {one.path: (one.task, one.seed) for one in mine if one.result is not None}
     finished = set(done.values())
@@ -334,13 +340,17 @@ def plan_batch(
         checkpoint = head.path / "checkpoint.pt"
         if not here & left or here & taken:
             continue
-        if not held and (len(group) < len(head.group) or not checkpoint.exists()):
+        if not held and (len(group) < len(head.group) or isinstance(head.args["env_id"], str)):
+            continue  # members lack, or it is of a time when scripts had one task
+        if not held and not checkpoint.exists():
             continue
         if not held and not is_whole(checkpoint):
             damaged[head.path] = "its checkpoint.pt is not what was written"
             continue
         tasks, numbers = list(dict.fromkeys(one.task for one in group)), sorted({one.seed for one in group})
-        jobs.append(batch.job(args, "running" if held else "resume", tasks, numbers, head))
+        if head.path not in begun:
+            jobs.append(batch.job(args, "running" if held else "resume", tasks, numbers, head))
+        begun.add(head.path)
         taken |= here
     rest = {task: [seed for seed in seeds if (task, seed) in left - taken] for task in batch.tasks}
     groups = groups_of(rest, args.learners_per_run or (16 if args.per_gpu else 1))
@@ -349,7 +359,7 @@ def plan_batch(
 
 def print_plan(args: Args, plan: Plan) -> None:
     for path, why in plan.damaged.items():
-        print(f"{path} does not count: it is damaged, or no run ({why}). --set-aside FOLDER moves it away.")
+        print(f"{path} does not count: it is damaged, or no run ({why}). --set-aside FOLDER moves it there.")
     for job in plan.jobs if args.dry_run else []:
         print(f"{job.state:10}{shlex.join(job.command)}")
     of = lambda state: [job for job in plan.jobs if job.state == state]  # noqa: E731
@@ -475,8 +485,8 @@ def ray_engine(args: Args) -> Callable[[Job], Future]:
 # --- Watching ---------------------------------------------------------------------------------------------------------
 
 
-# What a script prints at an evaluation: step, "score" or "return", one number a learner, more, time to go
-PROGRESS = re.compile(r"Step ([\d,]+) of [\d,]+: (\w+) \[([^]]*)\].*?, ((?:\d+ days?, )?[\d:]+) to go", re.S)
+# What a script prints at an evaluation: the step, scores or returns of all learners, the time that is left
+PROGRESS = re.compile(r"Step ([\d,]+) of [\d,]+: (\w+) \[([^]]*)\].*?, ((?:\d+ days?, )?[\d:]+) to go")
 
 
 def read_log(job: Job, start: int) -> list[str]:
@@ -571,7 +581,8 @@ def main(args: Args) -> None:
         sys.exit("--address is for --engine ray.")
     plan = make_plan(args)
     print_plan(args, plan)
-    if args.dry_run or not any(job.state in ("resume", "new") for job in plan.jobs):
+    to_move = plan.damaged if args.set_aside else {}
+    if args.dry_run or not (to_move or any(job.state in ("resume", "new") for job in plan.jobs)):
         return
     logs = args.runs_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -580,9 +591,9 @@ def main(args: Args) -> None:
         lock.acquire()
     except filelock.Timeout:
         sys.exit(f"Another benchmark.run is at work in {args.runs_dir}: two would train the same runs twice.")
-    for path in plan.damaged if args.set_aside else []:
+    for path in to_move:
         args.set_aside.mkdir(parents=True, exist_ok=True)
-        shutil.move(path, args.set_aside)
+        print(f"{path} stands in {shutil.move(path, args.set_aside)} now.")
     plan = make_plan(args)  # again, with what another benchmark.run may have ended before it gave up the lock
     for name in ("stop", "kill"):
         (logs / name).unlink(missing_ok=True)
@@ -611,6 +622,8 @@ def main(args: Args) -> None:
         plan = make_plan(args)  # what waited for the runs that are now finished
         print_plan(args, plan)
     lock.release()
+    if not outcomes:
+        return
     counts = Counter(outcome.partition(":")[0] for outcome in outcomes)
     print(", ".join(f"{number} {outcome}" for outcome, number in sorted(counts.items())) + ".")
     if counts.keys() != {"finished"}:

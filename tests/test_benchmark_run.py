@@ -28,6 +28,7 @@ import offline_run.args
 import offline_run.log
 from benchmark import estimates, run
 from benchmark.run import SUITES, TASK_SETS, Args
+from benchmark.scripts import tuned_arguments
 
 # A script with a run's files, lock and signals and no network: it counts to total_steps, in 20 ms each.
 TRAINER = '''
@@ -69,7 +70,8 @@ else:
         config = {"script": "trainer", "env_id": env_id, "seed": seed, "args": asdict(args)}
         config |= {"group": [path.name for path in paths], "dataset": {"source": "D4RL"}}
         (path / "config.json").write_text(json.dumps(config))
-filelock.FileLock(paths[0] / "lock", timeout=0).acquire()
+lock = filelock.FileLock(paths[0] / "lock", timeout=0)
+lock.acquire()
 stop = []
 signal.signal(signal.SIGTERM, lambda *_: stop.append(1) if not args.deaf else None)
 print(f"at step {step} in process {os.getpid()}", flush=True)
@@ -322,9 +324,9 @@ def test_stand_ins_are_refused_unless_asked_for(tmp_path):
     write_run(tmp_path, "aspc_td3bc", [1], [{}], env_id=hopper.env_id)
     write_run(tmp_path, "aspc_td3bc", [0, 1], [{}, {}], source=maze.collected_source, env_id=maze.env_id)
     *finished, new = plan(tmp_path, **wanted)
-    assert [job.state for job in finished] == ["finished"] * 2 and new.state == "new"
+    assert [job.state for job in finished] == ["finished"] * 3 and new.state == "new"
     assert new.label == "hopper-medium-v2__aspc_td3bc__0" and "--no-stand-in" in new.command
-    assert states(plan(tmp_path, **wanted, stand_in=True)) == {"finished": 3}
+    assert states(plan(tmp_path, **wanted, stand_in=True)) == {"finished": 4}
     (new,) = plan(tmp_path, **(wanted | {"tasks": ("hopper-expert-v2",), "seeds": "0"}), stand_in=True)
     assert "--stand-in" in new.command and "--no-stand-in" not in new.command
 
@@ -358,7 +360,8 @@ def test_groups_of_tasks(tmp_path):
     everything = plan(tmp_path, **aspc, tasks=("paper",), learners_per_run=100)
     assert sizes(everything)[1:3] == [("door", 3, 4), ("halfcheetah", 6, 4)] and len(everything) == 9
     (tmp_path / "maze2d-umaze-v1.hdf5").touch()
-    assert sizes(plan(tmp_path, **aspc, tasks=("maze2d",), dataset_dir=tmp_path)) == [("maze2d", 1, 4), ("maze2d", 2, 4)]
+    own_file = plan(tmp_path, **aspc, tasks=("maze2d",), dataset_dir=tmp_path)
+    assert sizes(own_file) == [("maze2d", 1, 4), ("maze2d", 2, 4)]
     assert len(plan(tmp_path, **aspc, tasks=("maze2d",), set=("dataset_path=x",))) == 3
 
 
@@ -389,6 +392,36 @@ def test_a_group_is_resumed_as_a_group_and_each_of_its_learners_counts_when_it_h
     # a moved group keeps its learners apart by their config.json
     head.rename(head.with_name("renamed"))
     assert found(plan(tmp_path, **wanted))[-1] == ("new", 3, [2, 3])
+
+
+def test_a_group_started_by_hand_is_resumed_once(tmp_path):
+    """Also where this program would not have made it: halfcheetah and walker2d have the same dimensions."""
+    tasks = ("halfcheetah-expert-v2", "walker2d-expert-v2")
+    write_run(tmp_path, "aspc_td3bc", [0], [], env_id=tasks)
+    jobs = plan(tmp_path, scripts=("aspc_td3bc",), tasks=tasks, seeds="0-1", per_gpu=1)
+    assert [(job.state, job.tasks) for job in jobs] == [
+        ("resume", list(tasks)), ("new", [tasks[0]]), ("new", [tasks[1]]),
+    ]  # fmt: skip
+
+
+def test_runs_of_one_task_each_count_as_well(tmp_path):
+    """Those of scripts that had no tasks side by side; their checkpoints are of no use any more."""
+    for seed, results in ((0, [{}]), (1, [])):
+        path = write_run(tmp_path, "aspc_td3bc", [seed], results, env_id="maze2d-umaze-v1")
+        config = json.loads((path / "config.json").read_text())
+        config["args"] |= {"env_id": config.pop("env_id"), "compile": True}
+        (path / "config.json").write_text(json.dumps(config))
+    jobs = plan(tmp_path, scripts=("aspc_td3bc",), tasks=("maze2d-umaze-v1",), seeds="0-1")
+    assert [(job.state, job.seeds) for job in jobs] == [("finished", [0]), ("new", [1])]
+
+
+def test_a_file_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Own-v0.hdf5").touch()
+    write_run(tmp_path, "aspc_td3bc", [0], [{}], env_id="Own-v0", dataset_path=str(tmp_path / "Own-v0.hdf5"))
+    wanted = {"scripts": ("aspc_td3bc",), "tasks": ("Own-v0",), "seeds": "0"}
+    assert states(plan(tmp_path, **wanted, dataset_dir=Path("."))) == {"finished": 1}
+    assert states(plan(tmp_path, **wanted, set=("dataset_path=Own-v0.hdf5",))) == {"finished": 1}
 
 
 def test_new_groups_are_of_what_is_left(tmp_path):
@@ -478,7 +511,7 @@ def test_a_tuned_run_is_found_by_what_was_asked_for(script, tmp_path):
     write_run(tmp_path, f"baselines/{script}", [0], [{}], **settings)
     assert settings != asdict(args)
     read = run.tuned_settings(ROOT / f"baselines/{script}.py", task)
-    assert asdict(args) | read == settings and read.keys() == run.tuned_arguments(ROOT / f"baselines/{script}.py")
+    assert asdict(args) | read == settings and read.keys() == tuned_arguments(ROOT / f"baselines/{script}.py")
     assert states(plan(tmp_path, **wanted)) == {"finished": 1}
     assert states(plan(tmp_path, **wanted | {"set": ("tuned=true", "total_steps=5000")})) == {"new": 1}
     assert states(plan(tmp_path, **wanted | {"set": ()})) == {"new": 1}
@@ -579,7 +612,7 @@ def test_a_failed_run_does_not_stop_the_others(trainer, tmp_path):
     assert output.count("failed: exit status 1\n") == output.count("the last words of a run\n") == 3
     assert all(str(path) in output for path in tmp_path.glob("runs/logs/maze2d*.log"))
     assert states(plan(tmp_path, scripts=(trainer,), tasks=("maze2d",), seeds="0", set=("fail_at=5",))) == {"resume": 3}
-    process = start(tmp_path, f"{line} fail_at=999 --per-gpu 1 --gpus 5 7")
+    process = start(tmp_path, f"{line} fail_at=999 --per-gpu 1 --gpus 5 7 --learners-per-run 1")
     output = finish(process)
     assert process.returncode == 0 and "3 finished." in output and "last words" not in output
     assert set(re.findall(r"CUDA_VISIBLE_DEVICES=(\d)", logs(tmp_path))) == {"5", "7"}
@@ -666,9 +699,9 @@ def test_a_damaged_run_is_set_aside_on_request(trainer, tmp_path):
     process = start(tmp_path, line := f"--scripts {trainer} --tasks maze2d-umaze-v1 --seeds 0 --set fail_at=5")
     finish(process)
     (checkpoint,) = tmp_path.glob("runs/*/checkpoint.pt")
-    damage(checkpoint)
-    output = finish(again := start(tmp_path, f"{line.replace('5', '99')} --set-aside {tmp_path / 'aside'}"))
-    assert again.returncode == 0 and "1 finished." in output, output
+    damage(checkpoint, checkpoint.read_bytes()[:-9])
+    output = finish(start(tmp_path, f"{line} --set-aside {tmp_path / 'aside'}"))
+    assert "1 new" in output and "it is damaged" in output and "1 failed." in output, output
     assert len(list(tmp_path.glob("runs/*/config.json"))) == len(list(tmp_path.glob("aside/*/config.json"))) == 1
 
 
@@ -683,9 +716,8 @@ def test_scores_of_all_learners_are_shown(trainer, tmp_path):
 def test_a_line_of_progress_is_read_as_the_scripts_print_it():
     job = run.Job("new", "x", [], Path(), ["a", "b"], list(range(8)), 0, 1_000_000)
     rows = [{"step": 25_000, "charts/normalized_score": k - 7.25, "aspc/alpha": 2.5} for k in range(16)]
-    text = f"Step 25,000 of 1,000,000: {offline_run.log.describe(rows)}, 1 day, 2:00:00 to go"
-    assert "\n" in text
-    step, words, scores = run.describe(job, ["a: 1,000 transitions", *text.split("\n")])
+    text = f"Step 25,000 of 1,000,000: {offline_run.log.in_words(rows)}, 1 day, 2:00:00 to go"
+    step, words, scores = run.describe(job, ["a: 1,000 transitions", text])
     assert step == 25_000 and words.endswith("25,000 of 1,000,000, 1 day, 2:00:00 to go")
     assert [task for task, _ in scores] == ["a", "b"]
     numbers = [float(number) for _, line in scores for number in line.removeprefix("score ").split()]
@@ -719,7 +751,7 @@ def test_the_screen(monkeypatch, capsys, tmp_path):
     first, second = capsys.readouterr().out.split("\x1b[2F")
     assert first.startswith("\x1b[Jhead\nxxx") and second == "\x1b[Jended\nhead\n"
     assert max(map(len, first.splitlines())) < 200
-    job = run.Job("new", "label", [], tmp_path / "x.log", [0], 0, 10)
+    job = run.Job("new", "label", [], tmp_path / "x.log", ["a"], [0], 0, 10)
     assert run.read_log(job, 0) == []
     job.log.write_text("old\nnew\n 1/10 [\r 2/10 [\n\reval\r    \rdone\r")
     assert run.read_log(job, 4) == ["new", " 2/10 [", "done"]
