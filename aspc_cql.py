@@ -5,8 +5,9 @@ promise that they make beyond the data's actions:
 
     L_inner(φ; α) = Σ_j { E_D[ (Q_j(s, a) − y)² ] + α C_j },    C_j = E_D[ log ∫ exp Q_j(s, ·) − Q_j(s, a) ]
 
-The constant α weighs "trust Q" (small) against "stay near the data" (large). ASPC (Adaptive Scaling of Policy
-Constraints) learns α: every `alpha_interval`-th step it asks what the critics' step φ → φ̃(α) did, by
+The constant α weighs "trust Q" (small) against "stay near the data" (large).
+ASPC (Adaptive Scaling of Policy Constraints) learns it: every `alpha_interval`-th step it asks what the critics' step
+φ → φ̃(α) did, by
 
     L_outer(φ̃) = L_alpha + L_Q                                                                   (appendix D.2)
 
@@ -18,39 +19,20 @@ Method, metrics and what the paper leaves open: docs/aspc_cql.md.
     python aspc_cql.py --env-id halfcheetah-medium-v2
 """
 
-import csv
-import importlib.util
-import io
-import json
 import math
-import os
-import re
-import shutil
-import signal
-import subprocess
 import sys
-import time
-import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from datetime import datetime
-from importlib.metadata import version
-from pathlib import Path
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
 
-import gymnasium
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor, nn
-from torch.func import functional_call, grad, grad_and_value, stack_module_state, vmap
-from torch.utils.tensorboard import SummaryWriter
-from torchopt.transform import scale_by_adam
-from torchopt.transform.scale_by_adam import ScaleByAdamState
-from tqdm import tqdm
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.utils._pytree import tree_map
 
 import d4rl_gymnasium as d4rl
+from offline_run import Run, RunArgs, evaluate_saved, launch
 
 # CQL's constants, the same on every task
 DISCOUNT = 0.99
@@ -58,52 +40,20 @@ TAU = 0.005  # Polyak rate of the target critics
 M = 10  # actions drawn of each kind for the penalty: uniform, of the policy at s', of the policy at s
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 LEARNING_RATE = 3e-4  # of the critics
-LOG_INTERVAL = 1000  # gradient steps between two reads of the metrics
 
 
 @dataclass
-class Args:
-    env_id: str = "halfcheetah-medium-v2"
-    """the task: an id of D4RL or OGBench (`python -m d4rl_gymnasium list`), or any gymnasium id with --dataset-path"""
+class Args(RunArgs):
+    env_id: tuple[str, ...] = ("halfcheetah-medium-v2",)
+    """tasks of D4RL or OGBench (`python -m d4rl_gymnasium list`), or one of gymnasium with --dataset-path"""
     seed: int = 0
     """the first seed: it fixes initial weights, batches, noise and evaluation episodes"""
     num_seeds: int = 1
-    """seeds trained together in this process: seed, seed+1, ... (meant for a GPU, which one seed leaves almost idle)"""
+    """seeds of each task: seed, seed+1, ... All tasks and seeds train side by side, for one leaves a GPU almost idle"""
     total_steps: int = 1_000_000
     """gradient steps (of critics and policy alike), rounded up to whole periods of alpha-interval"""
     batch_size: int = 256
     """transitions in a batch"""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto takes the GPU where there is one"""
-    eval_interval: int = 5_000
-    """gradient steps between evaluations"""
-    eval_episodes: int = 10
-    """episodes of an evaluation during training"""
-    final_eval_episodes: int = 100
-    """episodes of the evaluation at the end"""
-    dataset_path: str | None = None
-    """an HDF5 file in D4RL's layout, or minari:NAME, instead of D4RL's own data"""
-    stand_in: bool = True
-    """a MuJoCo task whose D4RL file cannot be had: train on a stand-in that is collected here, and mark the run so"""
-    runs_dir: str = "runs"
-    """the folder that receives one run directory per seed"""
-    checkpoint_interval: int = 5_000
-    """gradient steps between checkpoints (Ctrl-C and SIGTERM write one too)"""
-    resume: str | None = None
-    """continue the run in this directory, exactly where its checkpoint stands; takes no other argument"""
-    eval: str | None = None
-    """evaluate the actor saved in this run directory (with --final-eval-episodes and --render-video, if you like)"""
-    render_video: str | None = None
-    """with --eval: record the first episode into this .mp4 file"""
-    track: bool = False
-    """log to Weights & Biases as well (pip install wandb)"""
-    compile: bool = False
-    """torch.compile the gradients: 1 to 5 minutes of compilation, then faster steps (needs a C++ compiler on a CPU)"""
-    cudagraph: bool = True
-    """on a GPU: replay one period of updates as one CUDA graph"""
-    matmul_precision: Literal["highest", "high", "medium"] = "high"
-    """of float32 matrix products: high is TF32 on a GPU, medium bfloat16 where the processor has it"""
-
     policy_lr: float = 3e-5
     """Adam's rate for the policy and for the weight of its entropy"""
     critic_layers: int = 3
@@ -130,24 +80,27 @@ class Args:
     l_q_coef: float = 1.0
     """weight of L_Q in the outer loss (0 switches it off)"""
 
+    def check(self) -> None:
+        if self.policy_lr <= 0 or self.temperature <= 0:
+            sys.exit("--policy-lr and --temperature must be positive.")
+        if not (0 < self.alpha_init < math.inf and self.alpha_lr >= 0 and 0 <= self.ema < 1):
+            sys.exit("--alpha-init must be positive, --alpha-lr at least 0, and --ema at least 0 and below 1.")
+        if not 0 < self.alpha_min <= self.alpha_init <= self.alpha_max:
+            sys.exit("--alpha-init must lie between --alpha-min, which must be positive, and --alpha-max.")
 
-# --- Networks: written for one seed -----------------------------------------------------------------------------------
+
+# --- Networks: written for one learner --------------------------------------------------------------------------------
 
 
 class Actor(nn.Module):
-    """Tanh-Gaussian policy π: observations (..., S) -> actions (..., A) within the action space's bounds.
+    """Tanh-Gaussian policy π: normalised states (..., S) -> actions (..., A) within the action space's bounds."""
 
-    The observations' mean and std are buffers, so a saved actor needs nothing else.
-    """
-
-    def __init__(self, mean: Tensor, std: Tensor, low: Tensor, high: Tensor):
+    def __init__(self, state_dim: int, low: Tensor, high: Tensor):
         super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
         self.register_buffer("action_scale", (high - low) / 2)
         self.register_buffer("action_bias", (high + low) / 2)
         self.net = nn.Sequential(
-            nn.Linear(len(mean), 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(),
+            nn.Linear(state_dim, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(),
             nn.Linear(256, 2 * len(low)),
         )
         nn.init.xavier_uniform_(self.net[-1].weight, gain=0.01)
@@ -155,12 +108,12 @@ class Actor(nn.Module):
         self.log_std_multiplier = nn.Parameter(torch.ones(()))
         self.log_std_offset = nn.Parameter(-torch.ones(()))
 
-    def forward(self, observations: Tensor, noise: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, s: Tensor, noise: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """The deterministic action; or, with standard normal noise (..., A), the action drawn with it and log π of it.
 
-        Further leading axes of the noise, (M, B, A), draw further actions at the same observations (B, S).
+        Further leading axes of the noise, (M, B, A), draw further actions at the same states (B, S).
         """
-        mean, log_std = self.net((observations - self.mean) / self.std).chunk(2, -1)
+        mean, log_std = self.net(s).chunk(2, -1)
         if noise is None:
             return self.action_bias + self.action_scale * mean.tanh()
         log_std = (self.log_std_multiplier * log_std + self.log_std_offset).clamp(LOG_STD_MIN, LOG_STD_MAX)
@@ -171,13 +124,11 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """One Q function: observations (..., S), actions (..., A) -> values (...); (B, S) and (M, B, A) give (M, B)."""
+    """One Q function: normalised states (B, S), actions (..., B, A) -> values (..., B)."""
 
-    def __init__(self, mean: Tensor, std: Tensor, action_dim: int, hidden: int):
+    def __init__(self, state_dim: int, action_dim: int, hidden: int):
         super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-        sizes = [len(mean) + action_dim] + [256] * hidden
+        sizes = [state_dim + action_dim] + [256] * hidden
         layers = []
         for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
@@ -186,680 +137,336 @@ class Critic(nn.Module):
             nn.init.orthogonal_(layer.weight, gain=0.01 if layer is self.net[-1] else math.sqrt(2))
             nn.init.zeros_(layer.bias)
 
-    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        s = ((observations - self.mean) / self.std).expand(*actions.shape[:-1], -1)
-        # One matrix, (M B, S + A): of a stack vmap would multiply each with its own copy of the weights
-        return self.net(torch.cat([s, actions], -1).flatten(0, -2)).reshape(actions.shape[:-1])
+    def forward(self, s: Tensor, a: Tensor) -> Tensor:
+        inputs = torch.cat([s.expand(*a.shape[:-1], -1), a], -1)  # (..., B, S + A)
+        # As one matrix: of a stack vmap would multiply each with its own copy of the weights
+        return self.net(inputs.flatten(0, -2)).reshape(a.shape[:-1])
 
 
-# --- The agent: losses for one seed, updates for all seeds at once ----------------------------------------------------
+class Policy(nn.Module):
+    """What acts and what a run saves: an actor with the normalisation of the states that it was trained on."""
 
-Params = dict[str, Tensor]
+    def __init__(self, mean: Tensor, std: Tensor, low: Tensor, high: Tensor):
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.actor = Actor(len(mean), low, high)
 
-
-class Batch(NamedTuple):
-    """Transitions of one seed, B of them: s (B, S), a (B, A), s' (B, S), r (B,), d (B,)."""
-
-    observations: Tensor
-    actions: Tensor
-    next_observations: Tensor
-    rewards: Tensor
-    terminals: Tensor
-
-
-class Drawn(NamedTuple):
-    """What the critics' losses of one seed take as given."""
-
-    targets: Tensor  # (B,): y
-    actions: Tensor  # (1 + 3M, B, A): the data's, M uniform ones, M of the policy at s', M of the policy at s
-    log_densities: Tensor  # (3M, B): of all but the data's, in the distributions that they come from
+    def forward(self, observations: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Observations (E, S) -> deterministic actions (E, A). It draws nothing from the generator."""
+        return self.actor((observations - self.mean) / self.std)
 
 
-def adam(parameters: list[Tensor], learning_rate: float | Tensor) -> torch.optim.Adam:
-    """Fused Adam whose state exists before the first step, so that a CUDA graph and the outer loss can read it."""
-    capturable = parameters[0].is_cuda
-    optimizer = torch.optim.Adam(parameters, learning_rate, fused=True, capturable=capturable)
-    for p in parameters:
-        step = torch.zeros((), dtype=torch.float32, device=p.device)
-        optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-    return optimizer
+def load_policy(saved: dict[str, Tensor]) -> Policy:
+    """The policy of a run's actor.pt."""
+    scale, bias = saved["actor.action_scale"], saved["actor.action_bias"]
+    policy = Policy(saved["mean"], saved["std"], bias - scale, bias + scale)
+    policy.load_state_dict(saved)
+    return policy
 
 
-def apply(optimizer: torch.optim.Optimizer, gradients: Params) -> None:
-    """Step the optimizer with these gradients, which come in the order of its parameters."""
-    for p, g in zip(optimizer.param_groups[0]["params"], gradients.values(), strict=True):
-        p.grad = g.contiguous()  # the fused kernel walks parameter and gradient in the same order
-    optimizer.step()
+# --- A network is a vector: the tools of all learners -----------------------------------------------------------------
 
 
-def polyak(target: Params, online: Params) -> None:
-    for t, p in zip(target.values(), online.values(), strict=True):
-        t.lerp_(p, TAU)
+class Function:
+    """A module as a function of its parameters: Function(actor)(theta, s) with theta (n,)."""
+
+    def __init__(self, module: nn.Module):
+        self.module, self.shapes = module, {name: p.shape for name, p in module.named_parameters()}
+
+    def __call__(self, theta: Tensor, *inputs: Tensor) -> Tensor:
+        parts = theta.split([shape.numel() for shape in self.shapes.values()])
+        named = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        return functional_call(self.module, named, inputs)
+
+
+class Adam:
+    """Adam for the vectors of all learners, (K, n): in place and on the device, so that a CUDA graph can replay it."""
+
+    def __init__(self, theta: Tensor):
+        self.m, self.v = torch.zeros_like(theta), torch.zeros_like(theta)
+        # float32 is too coarse for 1 − 0.999^t; a power would, compiled, be taken anew for every element
+        counters = torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64, device=theta.device)
+        self.t, self.beta1_t, self.beta2_t = counters.unbind()  # t, 0.9^t, 0.999^t
+
+    def step(self, theta: Tensor, g: Tensor, learning_rate: float | Tensor = LEARNING_RATE) -> None:
+        self.t += 1
+        self.beta1_t *= 0.9
+        self.beta2_t *= 0.999
+        self.m.lerp_(g, 0.1)
+        self.v.mul_(0.999).addcmul_(g, g, value=0.001)
+        root = (self.v / (1 - self.beta2_t)).sqrt_().add_(1e-8)
+        theta -= (self.m / root).mul_(learning_rate / (1 - self.beta1_t))
+
+
+class ReplayBuffer:
+    """The datasets as one table on the device, states normalised. Each learner draws from the rows of its own task."""
+
+    def __init__(self, data: list[dict[str, np.ndarray]], num_seeds: int, steps: int, batch_size: int, device: str):
+        """data: D4RL's transitions of each task; steps: batches that are drawn at once."""
+        dtype, tables, first = torch.get_default_dtype(), [], 0
+        self.mean, self.std, self.ranges = [], [], []  # of each learner, task by task
+        for transitions in data:
+            s, a, next_s, r, d = (
+                torch.as_tensor(transitions[key], dtype=dtype).reshape(len(transitions["rewards"]), -1)
+                for key in ("observations", "actions", "next_observations", "rewards", "terminals")
+            )
+            mean, std = s.double().mean(0).to(dtype), (s.double().std(0, correction=0) + 1e-3).to(dtype)
+            tables.append(torch.cat([(s - mean) / std, a, (next_s - mean) / std, r, d], 1))
+            self.mean += num_seeds * [mean]
+            self.std += num_seeds * [std]
+            self.ranges += num_seeds * [(first, first + len(r))]
+            first += len(r)
+        self.table, self.widths = torch.cat(tables).to(device), [x.shape[1] for x in (s, a, next_s, r, d)]
+        self.indices = torch.zeros(len(self.ranges), steps, batch_size, dtype=torch.int64, device=device)
+
+    def draw(self, generators: list[torch.Generator]) -> None:
+        """Choose the rows of the next batches, each learner's by its own generator."""
+        for indices, (first, end), generator in zip(self.indices, self.ranges, generators, strict=True):
+            indices.random_(first, end, generator=generator)
+
+    def batches(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """s (K, steps, B, S), a (K, steps, B, A), s', r (K, steps, B), d."""
+        s, a, next_s, r, d = self.table[self.indices].split(self.widths, -1)
+        return s, a, next_s, r.squeeze(-1), d.squeeze(-1)
+
+
+# --- The agent: losses of one learner, updates of all -----------------------------------------------------------------
+
+Metrics = dict[str, Tensor]  # by tag
 
 
 class Agent:
-    """K independent learners ("seeds") as stacked tensors: every parameter has a leading axis of K.
+    """K learners, tasks x seeds, side by side: a network of theirs is a matrix (K, n), its rows independent."""
 
-    The losses are written for one seed, as the paper writes them; `vmap` runs them over all. Adam and Polyak averaging
-    act on each element by itself, so they need no vmap. Whatever changes lives in tensors on the device.
-    """
+    compiled = ("update",)  # what torch.compile takes whole
 
-    def __init__(self, args: Args, data: dict[str, np.ndarray], low: np.ndarray, high: np.ndarray, device: str):
-        """data: D4RL's transitions, N rows each; low, high: (A,) bounds of the actions."""
-        self.args, self.device = args, torch.device(device)
-        dtype = torch.get_default_dtype()
-        mean = torch.as_tensor(data["observations"].mean(0, dtype=np.float64), dtype=dtype)
-        std = torch.as_tensor(data["observations"].std(0, dtype=np.float64) + 1e-3, dtype=dtype)
+    def __init__(self, args: Args, data: list[dict[str, np.ndarray]], low: np.ndarray, high: np.ndarray, device: str):
+        """data: D4RL's transitions of each task; low, high: (A,) bounds of the actions."""
+        self.args, self.device, dtype = args, torch.device(device), torch.get_default_dtype()
+        self.period_steps = args.alpha_interval
+        self.buffer = ReplayBuffer(data, args.num_seeds, self.period_steps, args.batch_size, device)
         low, high = torch.as_tensor(low, dtype=dtype), torch.as_tensor(high, dtype=dtype)
-        actors, critics = [], []
-        for seed in range(args.seed, args.seed + args.num_seeds):
+        state_dim, action_dim = self.buffer.widths[:2]
+        seeds = [args.seed + k for k in range(args.num_seeds)] * len(data)
+        theta, phi = [], []
+        for seed in seeds:
             torch.manual_seed(seed)
-            actors.append(Actor(mean, std, low, high).to(device))
-            critics += [Critic(mean, std, len(low), args.critic_layers).to(device) for _ in range(2)]
-        # One module of each kind lends its `forward`; the parameters are stacked beside it.
-        self.actor_net, self.critic_net = actors[0], critics[0]
+            actor = Actor(state_dim, low, high)
+            twins = [Critic(state_dim, action_dim, args.critic_layers) for _ in range(2)]
+            theta.append(parameters_to_vector(actor.parameters()))
+            phi.append(torch.stack([parameters_to_vector(critic.parameters()) for critic in twins]))
+        self.theta, self.phi = torch.stack(theta).detach().to(device), torch.stack(phi).detach().to(device)
+        self.target_phi = self.phi.clone()  # (K, 2, m)
+        self.actor_adam, self.critic_adam = Adam(self.theta), Adam(self.phi)
+        self.pi, self.q = Function(actor.to(device)), Function(twins[0].to(device))
         self.low, self.high = low.to(device), high.to(device)
-        K = args.num_seeds
-        self.actor: Params = {k: v.detach() for k, v in stack_module_state(actors)[0].items()}  # (K, ...)
-        self.critics: Params = {
-            k: v.detach().unflatten(0, (K, 2)).contiguous()
-            for k, v in stack_module_state(critics)[0].items()
-        }  # (K, 2, ...): the twins
-        self.target_critics = {k: v.clone() for k, v in self.critics.items()}
-        self.actor_optimizer = adam(list(self.actor.values()), args.policy_lr)
-        self.critic_optimizer = adam(list(self.critics.values()), LEARNING_RATE)
 
         # η = exp(log η) weighs the policy's entropy (SAC's α); Adam moves log η
-        self.log_eta = torch.zeros(K, dtype=dtype, device=device)
-        self.eta_optimizer = adam([self.log_eta], args.policy_lr)
-        self.target_entropy = (self.actor_net.action_scale.log() - 1).sum()  # −A, actions measured in half ranges
+        self.log_eta = torch.zeros(len(seeds), dtype=dtype, device=device)
+        self.eta_adam = Adam(self.log_eta)
+        self.target_entropy = (actor.action_scale.log() - 1).sum()  # −A, actions measured in half ranges
 
         # α = softplus(ρ) stays positive; Adam moves ρ
         self.rho_min, rho, self.rho_max = (
             alpha + math.log(-math.expm1(-alpha)) for alpha in (args.alpha_min, args.alpha_init, args.alpha_max)
         )
-        self.rho = torch.full((K,), rho, dtype=dtype, device=device)
-        self.ema = torch.zeros(K, dtype=dtype, device=device)  # of mean min_j Q_j at the policy's actions
-        self.rho_lr = torch.zeros((), dtype=dtype, device=device)
-        self.rho_optimizer = adam([self.rho], self.rho_lr)
+        self.rho = torch.full_like(self.log_eta, rho)
+        self.rho_adam = Adam(self.rho)
+        self.ema = torch.zeros_like(self.rho)  # of mean min_j Q_j at the policy's actions
 
-        # Static inputs of a period: the dataset as one table, and for each step its batch indices and noise, normal for
-        # the policy's actions (M at s, M at s', those of the TD target, the policy loss's) and uniform
-        columns = [torch.as_tensor(data[key], dtype=dtype).reshape(len(data[key]), -1) for key in Batch._fields]
-        self.rows = torch.cat(columns, 1).to(device)  # (N, 2S + A + 2)
-        self.widths = [c.shape[1] for c in columns]
-        self.period_steps = args.alpha_interval
-        self.indices = torch.zeros(K, self.period_steps, args.batch_size, dtype=torch.int64, device=device)
-        backups = M if args.max_target_backup else 1
-        shape = (K, self.period_steps, 2 * M + backups + 1, args.batch_size, len(low))
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        # A step's noise: normal for the policy's actions (M at s, M at s', the TD target's, the policy loss's), uniform
+        draws = 2 * M + (M if args.max_target_backup else 1) + 1
+        shape = len(seeds), self.period_steps, draws, args.batch_size, action_dim
         self.noise = torch.zeros(shape, dtype=dtype, device=device)
-        self.uniform = torch.zeros(*shape[:2], M, *shape[3:], dtype=dtype, device=device)
-        self.generators = [torch.Generator(device).manual_seed(args.seed + k) for k in range(K)]
-        self.metrics: dict[str, Tensor] = {}  # tag -> (K,), as of the last period
+        self.uniform = torch.zeros_like(self.noise[:, :, :M])
+        self.metrics: Metrics = {}  # tag -> (K,), as of the last period
 
-        self.draw = vmap(self.drawn)
-        self.policy_gradient = vmap(grad_and_value(self.policy_loss, has_aux=True))
-        self.inner_gradient = vmap(grad_and_value(self.inner_loss, has_aux=True))
-        self.td_gradient = vmap(grad_and_value(self.td_loss))
-        self.mixed_gradient = vmap(grad_and_value(self.inner_slope))
-        self.outer_gradient = vmap(grad(self.outer_loss, has_aux=True))
-        if args.compile:
-            self.draw = torch.compile(self.draw)
-            self.policy_gradient = torch.compile(self.policy_gradient)
-            self.inner_gradient = torch.compile(self.inner_gradient)
-            self.td_gradient = torch.compile(self.td_gradient)
-            self.mixed_gradient = torch.compile(self.mixed_gradient)
-            self.outer_gradient = torch.compile(self.outer_gradient)
-        self.use_graph = args.cudagraph and self.device.type == "cuda"
-        self.graph, self.warmup_periods = None, 3
-        self.stream = torch.cuda.Stream(self.device) if self.use_graph else None  # warms up and records
+    def all(self, function):
+        """A function of one learner for all K: the first axis of what it takes and gives counts the learners."""
+        if len(self.theta) > 1:
+            return vmap(function)
+        return lambda *inputs: tree_map(lambda x: x[None], function(*tree_map(lambda x: x[0], inputs)))  # quicker
 
-    def pi(self, actor: Params, s: Tensor) -> Tensor:
-        return functional_call(self.actor_net, actor, (s,))
+    # --- Losses of one learner ---
 
-    def q(self, critic: Params, s: Tensor, a: Tensor) -> Tensor:
-        return functional_call(self.critic_net, critic, (s, a))
+    def twins(self, phi: Tensor, s: Tensor, a: Tensor) -> Tensor:
+        """Both Q_j(s, a): (2, m), (B, S), (..., B, A) -> (2, ..., B)."""
+        if self.device.type == "cpu":  # where two products are faster than a batched one
+            return torch.stack([self.q(phi[0], s, a), self.q(phi[1], s, a)])
+        return vmap(self.q, in_dims=(0, None, None))(phi, s, a)
 
-    def sample(self, actor: Params, s: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions a of the policy at s and log π(a|s): (..., B, A) and (..., B)."""
-        return functional_call(self.actor_net, actor, (s, noise))
-
-    def twins(self, critics: Params, s: Tensor, a: Tensor) -> Tensor:
-        """Q_1 and Q_2: (2, ..., B)."""
-        return vmap(self.q, in_dims=(0, None, None))(critics, s, a)
-
-    def policy_loss(
-        self, actor: Params, critics: Params, log_eta: Tensor, batch: Batch, noise: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def actor_loss(
+        self, theta: Tensor, phi: Tensor, log_eta: Tensor, s: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Metrics]:
         """SAC: mean η log π(a|s) − min_j Q_j(s, a),  a ~ π(s)."""
-        a, log_pi = self.sample(actor, batch.observations, noise)
-        q = self.twins(critics, batch.observations, a).amin(0)
-        return (log_eta.exp() * log_pi - q).mean(), (q.mean(), -log_pi.mean())
+        a, log_pi = self.pi(theta, s, noise)
+        q, eta = self.twins(phi, s, a).amin(0), log_eta.exp()
+        loss = (eta * log_pi - q).mean()
+        return loss, {"losses/actor": loss, "losses/q": q.mean(), "cql/entropy": -log_pi.mean(), "cql/eta": eta}
 
-    def drawn(self, actor: Params, target_critics: Params, batch: Batch, noise: Tensor, uniform: Tensor) -> Drawn:
-        """y = r + γ (1 − d) max_k min_j Q'_j(s', a'_k),  a'_k ~ π(s'), and the actions of the penalty."""
-        s, a, next_s, r, d = batch
-        pi, log_pi = self.sample(actor, s, noise[:M])
-        next_pi, next_log_pi = self.sample(actor, next_s, noise[M:])
-        y = r + DISCOUNT * (1 - d) * self.twins(target_critics, next_s, next_pi[M:]).amin(0).amax(0)
-        actions = torch.cat([a[None], self.low + (self.high - self.low) * uniform, next_pi[:M], pi])
-        log_uniform = -(self.high - self.low).log().sum()
-        return Drawn(y, actions, torch.cat([log_uniform.expand_as(log_pi), next_log_pi[:M], log_pi]))
+    def target(self, theta: Tensor, phi: Tensor, next_s: Tensor, r: Tensor, d: Tensor, noise: Tensor) -> Tensor:
+        """y = r + γ (1 − d) max_k min_j Q'_j(s', a'_k),  a'_k ~ π(s')."""
+        next_a, _ = self.pi(theta, next_s, noise)
+        return r + DISCOUNT * (1 - d) * self.twins(phi, next_s, next_a).amin(0).amax(0)
 
-    def penalty(self, critics: Params, batch: Batch, drawn: Drawn) -> tuple[Tensor, Tensor]:
-        """Q_j(s, a) at all drawn actions, (2, 1 + 3M, B), and Σ_j C_j. Actions drawn from a density u estimate an
-        integral by Σ exp(Q_j − log u); the number of the terms, a constant in C_j, is left out as in CQL's code.
+    def proposals(
+        self, theta: Tensor, s: Tensor, a: Tensor, next_s: Tensor, noise: Tensor, uniform: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The actions for which the critics are asked at s, (1 + 3M, B, A): the data's, M uniform ones, M of the policy
+        at s', M of the policy at s; and log u of all but the data's, (3M, B), with u the density that they come from.
         """
-        q = self.twins(critics, batch.observations, drawn.actions)
+        pi, log_pi = self.pi(theta, s, noise[:M])
+        next_pi, next_log_pi = self.pi(theta, next_s, noise[M:])
+        log_uniform = -(self.high - self.low).log().sum().expand_as(log_pi)
+        actions = torch.cat([a[None], self.low + (self.high - self.low) * uniform, next_pi, pi])
+        return actions, torch.cat([log_uniform, next_log_pi, log_pi])
+
+    def penalty(self, q: Tensor, log_u: Tensor) -> Tensor:
+        """Σ_j C_j, from Q_j(s, ·) at the proposals (2, 1 + 3M, B). Actions drawn from a density u estimate an integral
+        by Σ exp(Q_j − log u); the number of the terms, a constant in C_j, is left out as in CQL's code.
+        """
         t = self.args.temperature
-        excess = t * ((q[:, 1:] - drawn.log_densities) / t).logsumexp(1) - q[:, 0]  # (2, B)
+        excess = t * ((q[:, 1:] - log_u) / t).logsumexp(1) - q[:, 0]  # (2, B)
         if self.args.clip_diff_min is not None:
             excess = excess.clamp(min=self.args.clip_diff_min)
-        return q, excess.mean(1).sum()
+        return excess.mean(1).sum()
 
     def inner_loss(
-        self, critics: Params, alpha: Tensor, batch: Batch, drawn: Drawn
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        self, phi: Tensor, alpha: Tensor, s: Tensor, y: Tensor, actions: Tensor, log_u: Tensor
+    ) -> tuple[Tensor, Metrics]:
         """CQL: Σ_j { mean (Q_j(s, a) − y)² + α C_j }."""
-        q, penalty = self.penalty(critics, batch, drawn)
-        td = (q[:, 0] - drawn.targets).square().mean(1).sum()
-        return td + alpha * penalty, (td, penalty)
+        q = self.twins(phi, s, actions)
+        td, penalty = (q[:, 0] - y).square().mean(1).sum(), self.penalty(q, log_u)
+        loss = td + alpha * penalty
+        return loss, {"losses/critic": loss, "losses/td": td, "losses/penalty": penalty}
 
     # --- ASPC: the learnable scale ---
 
-    def td_loss(self, critics: Params, batch: Batch, drawn: Drawn) -> Tensor:
-        """L_inner at α = 0, which needs the critics at the data's actions alone."""
-        q = self.twins(critics, batch.observations, batch.actions)
-        return (q - drawn.targets).square().mean(1).sum()
-
-    def inner_slope(self, critics: Params, batch: Batch, drawn: Drawn) -> Tensor:
+    def inner_slope(self, phi: Tensor, s: Tensor, actions: Tensor, log_u: Tensor) -> Tensor:
         """∂L_inner/∂α = Σ_j C_j, whose gradient in φ is the mixed derivative ∂g/∂α of g = ∇_φ L_inner."""
-        return self.penalty(critics, batch, drawn)[1]
+        return self.penalty(self.twins(phi, s, actions), log_u)
 
     def outer_loss(
-        self, new_critics: Params, ema: Tensor, batch: Batch, drawn: Drawn
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Appendix D.2 at φ̃ = new_critics, all but the penalty: only φ̃ carries a gradient. Q̄ is the lesser Q at the
-        policy's actions, and ΔQ the step of an average of mean Q̄ over the updates of α, as in the code that was
-        released for TD3+BC.
+        self, new_phi: Tensor, alpha: Tensor, ema: Tensor, s: Tensor, actions: Tensor, log_u: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], Metrics]:
+        """Appendix D.2 at φ̃ = new_phi, which alone carries a derivative: its terms in Q̄ and its penalty apart. Q̄ is the
+        lesser Q at the policy's actions, and ΔQ the step of an average of mean Q̄ over the updates of α, as in the code
+        that was released for TD3+BC.
         """
-        q = self.twins(new_critics, batch.observations, drawn.actions[-M:]).amin(0)  # (M, B)
-        delta_q = (1 - self.args.ema) * (q.mean() - ema)
-        l_alpha = -q.mean() / q.abs().mean().detach()  # as eq. 6; its other term is α Σ_j C_j(φ̃)
+        q = self.twins(new_phi, s, actions)
+        q_bar, penalty = q[:, -M:].amin(0), alpha * self.penalty(q, log_u)  # (M, B)
+        delta_q = (1 - self.args.ema) * (q_bar.mean() - ema)
+        l_alpha = -q_bar.mean() / q_bar.abs().mean().detach()  # as eq. 6; its other term is the penalty
         l_q = delta_q.square()  # as eq. 7
-        return l_alpha + self.args.l_q_coef * l_q, {"L_alpha": l_alpha, "L_Q": l_q, "delta_q": delta_q}
+        q_terms = l_alpha + self.args.l_q_coef * l_q
+        return (q_terms, penalty), {
+            "losses/outer": q_terms + penalty, "losses/L_alpha": l_alpha + penalty, "losses/L_Q": l_q,
+            "aspc/delta_q": delta_q,
+        }
 
-    def inner_step(self, gradient: Params) -> Params:
-        """φ̃: what Adam's next step will make of the critics, as a differentiable function of its gradient (eq. 5)."""
-        state = {k: self.critic_optimizer.state[p] for k, p in self.critics.items()}
-        moments = ScaleByAdamState(
-            mu={k: adam["exp_avg"] for k, adam in state.items()},
-            nu={k: adam["exp_avg_sq"] for k, adam in state.items()},
-            count={k: adam["step"].double() for k, adam in state.items()},  # 1 − 0.999^t is too coarse in float32
-        )
-        # eps_root keeps the derivative of √v finite where v = 0 (dead ReLUs) and is too small to change the step
-        direction, _ = scale_by_adam(eps_root=1e-30).update(gradient, moments, inplace=False)
-        return {k: self.critics[k] - LEARNING_RATE * direction[k] for k in self.critics}
+    def inner_step(self, g: Tensor) -> Tensor:
+        """φ̃: where Adam's next step will lead the critics, as a differentiable function of their gradient (eq. 5)."""
+        adam = self.critic_adam
+        m, v = torch.lerp(adam.m, g, 0.1), torch.lerp(adam.v, g * g, 0.001)
+        # 1e-30 keeps the derivative of √v finite where v = 0 (dead ReLUs) and is too small to change the step
+        root = (v / (1 - 0.999 * adam.beta2_t) + 1e-30).sqrt() + 1e-8
+        return self.phi - LEARNING_RATE / (1 - 0.9 * adam.beta1_t) * m / root
 
-    def update_alpha(self, batch: Batch, drawn: Drawn) -> Params:
-        """One step on ρ along ∂L_outer/∂φ̃ · ∂φ̃/∂g · ∂g/∂α · ∂α/∂ρ (eq. 10); returns g = ∇_φ L_inner at the old α.
+    def update_alpha(self, g: Tensor, alpha: Tensor, s: Tensor, actions: Tensor, log_u: Tensor) -> Metrics:
+        """One step on ρ along ∂L_outer/∂φ̃ · ∂φ̃/∂α · ∂α/∂ρ (eq. 10), before φ takes the step along g that it judges.
 
-        Both losses are linear in α, so one function serves twice: the penalty's gradient is ∂g/∂α at φ, and at φ̃ it is
-        what the penalty contributes to the outer gradient. Taken apart from the terms in Q̄ it shows who pulls at α.
+        The derivative runs forwards, from α to L_outer: one pass tells how both of its parts pull at α.
         """
-        alpha = F.softplus(self.rho)
-        td_gradient, td = self.td_gradient(self.critics, batch, drawn)
-        slope, penalty = self.mixed_gradient(self.critics, batch, drawn)  # ∂g/∂α, in g's shapes
-        gradient = vmap(lambda g_0, alpha, slope: {k: g_0[k] + alpha * slope[k] for k in g_0})(
-            td_gradient, alpha, slope
-        )  # L_inner is linear in α
-        g = {k: v.detach().requires_grad_() for k, v in gradient.items()}
-        new_critics = self.inner_step(g)  # φ̃(g)
-        at = {k: p.detach() for k, p in new_critics.items()}
-
-        def along_rho(outer_gradient: Params) -> Tensor:
-            through_adam = torch.autograd.grad(
-                list(new_critics.values()), list(g.values()), list(outer_gradient.values()), retain_graph=True
-            )
-            alpha_gradient = sum((x * slope[k]).flatten(1).sum(1) for k, x in zip(g, through_adam, strict=True))  # (K,)
-            return alpha_gradient * self.rho.sigmoid()  # the derivative of softplus
-
-        q_gradient, outer = self.outer_gradient(at, self.ema, batch, drawn)
-        penalty_gradient, new_penalty = self.mixed_gradient(at, batch, drawn)
-        pull_q, pull_penalty = along_rho(q_gradient), alpha * along_rho(penalty_gradient)
-        l_alpha = outer["L_alpha"] + alpha * new_penalty
-        updates = self.rho_optimizer.state[self.rho]["step"].double()
-        total_updates = max(1, self.args.total_steps // self.period_steps)
-        self.rho_lr.copy_(self.args.alpha_lr * self.args.alpha_interval / 10 * 0.01 ** (updates / total_updates))
-        apply(self.rho_optimizer, {"rho": pull_q + pull_penalty})
+        g_slope = self.all(grad(self.inner_slope))(self.phi, s, actions, log_u)  # ∂g/∂α
+        new_phi, slope = jvp(self.inner_step, (g,), (g_slope,))  # φ̃, ∂φ̃/∂α
+        outer = lambda new_phi: self.all(self.outer_loss)(new_phi, alpha, self.ema, s, actions, log_u)  # noqa: E731
+        _, pulls, metrics = jvp(outer, (new_phi,), (slope,), has_aux=True)
+        pull_q, pull_penalty = (pull.to(self.rho) * self.rho.sigmoid() for pull in pulls)  # the derivative of softplus
+        decay = 0.01 ** (self.rho_adam.t / max(1, self.args.total_steps // self.period_steps))
+        learning_rate = self.args.alpha_lr * self.args.alpha_interval / 10 * decay
+        self.rho_adam.step(self.rho, pull_q + pull_penalty, learning_rate)
         self.rho.clamp_(self.rho_min, self.rho_max)  # L_outer knows no limit
-        self.ema += outer["delta_q"]
-        self.metrics |= {
-            "losses/critic": td + alpha * penalty, "losses/td": td, "losses/penalty": penalty,
-            "losses/outer": l_alpha + self.args.l_q_coef * outer["L_Q"], "losses/L_alpha": l_alpha,
-            "losses/L_Q": outer["L_Q"], "aspc/delta_q": outer["delta_q"],
+        self.ema += metrics["aspc/delta_q"]
+        return metrics | {
             "aspc/alpha": alpha, "aspc/alpha_grad": pull_q + pull_penalty,
             "aspc/alpha_grad_q": pull_q, "aspc/alpha_grad_penalty": pull_penalty,
         }
-        return gradient
 
-    # --- One period of updates ---
+    # --- Updates of all learners ---
+
+    def update(self, s, a, next_s, r, d, noise, uniform, move_alpha: bool = False) -> Metrics:
+        """One gradient step, from batches (K, B, ...) and noise (K, M, B, A). As in CORL's code all gradients are taken
+        before any of them is followed.
+        """
+        alpha = F.softplus(self.rho)
+        actor_g, metrics = self.all(grad(self.actor_loss, has_aux=True))(
+            self.theta, self.phi, self.log_eta, s, noise[:, -1]
+        )
+        y = self.all(self.target)(self.theta, self.target_phi, next_s, r, d, noise[:, 2 * M : -1])
+        actions, log_u = self.all(self.proposals)(self.theta, s, a, next_s, noise[:, : 2 * M], uniform)
+        critic_g, more = self.all(grad(self.inner_loss, has_aux=True))(self.phi, alpha, s, y, actions, log_u)
+        if move_alpha:
+            more |= self.update_alpha(critic_g, alpha, s, actions, log_u)
+        self.eta_adam.step(self.log_eta, metrics["cql/entropy"] - self.target_entropy, self.args.policy_lr)
+        self.actor_adam.step(self.theta, actor_g, self.args.policy_lr)
+        self.critic_adam.step(self.phi, critic_g)
+        self.target_phi.lerp_(self.phi, TAU)
+        return metrics | more
 
     def period(self) -> None:
-        """The schedule's shortest repeat: critics, targets, policy and η at every step, α at the last.
+        """The schedule's shortest repeat, from static inputs and on the device alone: what a CUDA graph records."""
+        inputs = (x.unbind(1) for x in (*self.buffer.batches(), self.noise, self.uniform))
+        *steps, last = zip(*inputs, strict=True)
+        for step in steps:
+            self.update(*step)
+        self.metrics = self.update(*last, move_alpha=True)
 
-        As in CORL's code all of a step's gradients are taken before any of its updates.
-
-        It reads the static inputs and touches tensors on the device alone, so a CUDA graph can record it.
-        """
-        for step in range(self.period_steps):
-            s, a, next_s, r, d = self.rows[self.indices[:, step]].split(self.widths, -1)
-            batch = Batch(s, a, next_s, r.squeeze(-1), d.squeeze(-1))  # (K, B, ...)
-            policy_gradient, (self.metrics["losses/actor"], (self.metrics["losses/q"], entropy)) = self.policy_gradient(
-                self.actor, self.critics, self.log_eta, batch, self.noise[:, step, -1]
-            )
-            self.metrics |= {"cql/entropy": entropy, "cql/eta": self.log_eta.exp()}
-            drawn = self.draw(self.actor, self.target_critics, batch, self.noise[:, step, :-1], self.uniform[:, step])
-            if step + 1 == self.period_steps:
-                gradient = self.update_alpha(batch, drawn)
-            else:
-                gradient, _ = self.inner_gradient(self.critics, F.softplus(self.rho), batch, drawn)
-            apply(self.eta_optimizer, {"log_eta": entropy - self.target_entropy})
-            apply(self.actor_optimizer, policy_gradient)
-            apply(self.critic_optimizer, gradient)
-            polyak(self.target_critics, self.critics)
+    # --- What a run needs ---
 
     def advance(self) -> None:
-        """Draw one period's batches and noise, each seed from its own generator, and run it."""
-        inputs = zip(self.indices, self.noise, self.uniform, self.generators, strict=True)
-        for indices, noise, uniform, generator in inputs:
-            indices.random_(0, len(self.rows), generator=generator)
+        """Draw one period's batches and noise, each learner's from its own generator, and run it."""
+        self.buffer.draw(self.generators)
+        for noise, uniform, generator in zip(self.noise, self.uniform, self.generators, strict=True):
             noise.normal_(generator=generator)
             uniform.uniform_(generator=generator)
-        if not self.use_graph:
-            self.period()
-        elif self.warmup_periods > 0:  # capturing wants a few runs on a side stream first: updates like any other
-            self.warmup_periods -= 1
-            self.stream.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(self.stream):
-                self.period()
-            torch.cuda.current_stream(self.device).wait_stream(self.stream)
-        else:
-            if self.graph is None:
-                self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph, stream=self.stream):  # records, runs nothing
-                    self.period()
-            self.graph.replay()
+        self.period()
 
-    def act(self, observations: np.ndarray) -> np.ndarray:
-        """Each seed's deterministic actions: (K, E, S) -> (K, E, A)."""
-        with torch.no_grad():
-            inputs = torch.as_tensor(observations, dtype=self.noise.dtype, device=self.device)
-            return vmap(self.pi)(self.actor, inputs).cpu().numpy()
-
-    def saved_actor(self, k: int) -> Params:
-        """The actor of the k-th seed, its normalisation included: a state dict for `Actor`."""
-        tensors = dict(self.actor_net.named_buffers()) | {name: p[k] for name, p in self.actor.items()}
-        return {name: tensor.clone().cpu() for name, tensor in tensors.items()}
+    def policy(self, k: int) -> Policy:
+        """The k-th learner's, on the CPU and detached from training."""
+        policy = Policy(self.buffer.mean[k], self.buffer.std[k], self.low.cpu(), self.high.cpu())
+        vector_to_parameters(self.theta[k].clone().cpu(), policy.actor.parameters())
+        return policy
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""
-        networks = {
-            "actor": self.actor, "critics": self.critics,
-            "target_critics": self.target_critics,
+        tensors = {
+            "actor": self.theta, "critics": self.phi, "target_critics": self.target_phi, "log_eta": self.log_eta,
+            "rho": self.rho, "ema": self.ema,
         }
-        optimizers = {
-            "actor": self.actor_optimizer, "critics": self.critic_optimizer, "eta": self.eta_optimizer,
-            "rho": self.rho_optimizer,
-        }
-        tensors = {f"{net}.{name}": p for net, parameters in networks.items() for name, p in parameters.items()}
-        for name, optimizer in optimizers.items():
-            for i, state in enumerate(optimizer.state.values()):
-                tensors |= {f"{name}.adam.{i}.{key}": value for key, value in state.items()}
-        return tensors | {"log_eta": self.log_eta, "rho": self.rho, "ema": self.ema}
-
-    def load(self, tensors: dict[str, Tensor], generators: list[Tensor]) -> None:
-        for name, tensor in self.tensors().items():
-            tensor.copy_(tensors[name])
-        for generator, state in zip(self.generators, generators, strict=True):
-            generator.set_state(state)
-
-
-# --- Evaluation -------------------------------------------------------------------------------------------------------
-
-
-def evaluate(act, env_id: str, seeds: list[int], episodes: int, progress: bool = False) -> np.ndarray:
-    """Undiscounted returns (K, E) of E episodes for each of K seeds, all stepped together.
-
-    act: (K, E, S) observations -> (K, E, A) actions. Episodes are a function of the seed alone: every evaluation of a
-    seed starts from the same initial states.
-    """
-    envs = [[gymnasium.make(env_id) for _ in range(episodes)] for _ in seeds]
-    observations = np.stack(
-        [[env.reset(seed=1000 * seed + e)[0] for e, env in enumerate(envs[k])] for k, seed in enumerate(seeds)]
-    )
-    returns = np.zeros((len(seeds), episodes))
-    running = np.ones((len(seeds), episodes), bool)
-    total = envs[0][0].spec.max_episode_steps
-    with tqdm(desc="evaluation", total=total, unit="step", leave=False, mininterval=1, disable=not progress) as bar:
-        while running.any():
-            actions = act(observations)
-            for k, e in np.argwhere(running):
-                observations[k, e], reward, terminated, truncated, _ = envs[k][e].step(actions[k, e])
-                returns[k, e] += reward
-                running[k, e] = not (terminated or truncated)
-            bar.update()
-    return returns
-
-
-def normalized_score(env_id: str, returns: np.ndarray) -> float | None:
-    """The mean episode's score in percent: D4RL's, 0 a random policy's and 100 an expert's; OGBench's, the rate of
-    success; None for a task without reference scores.
-    """
-    return 100 * float(d4rl.get_normalized_score(env_id, returns).mean()) if env_id in d4rl.ALL_TASKS else None
-
-
-def summary(env_id: str, returns: np.ndarray, source: str) -> str:
-    score = normalized_score(env_id, returns)
-    text = f"return {returns.mean():.1f} +- {returns.std():.1f} over {returns.size} episodes"
-    text += "" if score is None else f", normalized score {score:.1f}"
-    return text + " (trained on stand-in data)" * ("stand-in" in source)
-
-
-def evaluate_saved(args: Args) -> None:
-    """`--eval RUN_DIR`: evaluate the run's actor.pt, and record a video if one is asked for."""
-    config, saved = read_config(args.eval), load_tensors(Path(args.eval) / "actor.pt")
-    env_id, seed = config["args"]["env_id"], config["seed"]
-    actor = Actor(saved["mean"], saved["std"], -saved["action_scale"], saved["action_scale"])  # the shapes count
-    actor.load_state_dict(saved)
-
-    def act(observations: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return actor(torch.as_tensor(observations, dtype=actor.mean.dtype)).numpy()
-
-    returns = evaluate(act, env_id, [seed], args.final_eval_episodes, progress=True)
-    print(f"{env_id}, seed {seed}: {summary(env_id, returns, config['dataset']['source'])}")
-    if args.render_video:
-        record_video(act, env_id, seed, args.render_video)
-
-
-def record_video(act: Callable, env_id: str, seed: int, path: str) -> None:
-    """Record the seed's first evaluation episode as an .mp4 file."""
-    import imageio  # with imageio-ffmpeg, needed for this alone
-
-    try:
-        env = gymnasium.make(env_id, render_mode="rgb_array")
-        observation, done = env.reset(seed=1000 * seed)[0], False
-        frames = [env.render()]
-    except Exception as error:  # MuJoCo raises many types where it finds no OpenGL
-        sys.exit(f"Rendering failed ({error}): without a display set MUJOCO_GL=egl, or MUJOCO_GL=osmesa without a GPU.")
-    while not done:
-        observation, _, terminated, truncated, _ = env.step(act(observation[None, None])[0, 0])
-        frames.append(env.render())
-        done = terminated or truncated
-    imageio.mimwrite(path, frames, fps=env.metadata["render_fps"], macro_block_size=1)
-    print(f"{path}: {len(frames)} frames")
-
-
-# --- What a run leaves behind -----------------------------------------------------------------------------------------
-
-
-def save(path: Path, content: bytes) -> None:
-    """Write aside and rename, so that neither a kill nor a full disk costs the file that was there."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def save_json(path: Path, value: dict) -> None:
-    save(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
-def save_csv(path: Path, rows: list[dict]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    save(path, text.getvalue().encode())
-
-
-def save_tensors(path: Path, value: dict) -> None:
-    buffer = io.BytesIO()  # torch.save itself reports a full disk in ways of its own
-    torch.save(value, buffer)
-    save(path, buffer.getvalue())
-
-
-def load_tensors(path: Path) -> dict:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many types
-        sys.exit(f"{path} is missing or damaged ({type(error).__name__}).")
-
-
-def read_config(run: str) -> dict:
-    try:
-        config = json.loads((Path(run) / "config.json").read_text())
-        script, unknown = config["script"], set(config["args"]) - {f.name for f in fields(Args)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        sys.exit(f"{run} is not a run directory: no config.json of a run can be read there ({error}).")
-    if script != Path(__file__).stem:
-        sys.exit(f"{run} is a run of another script, {script}.")
-    if unknown:
-        sys.exit(f"{run} is a run of another version of this script: it has {', '.join(unknown)} among its arguments.")
-    return config
-
-
-def describe(args: Args, seed: int, device: str, dataset: d4rl.DatasetFile, group: list[Path]) -> dict:
-    """config.json: what it takes to repeat the run and to trace its numbers."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
-    packages = ("torch", "torchopt", "numpy", "gymnasium", "mujoco")
-    return {
-        "script": Path(__file__).stem,
-        "seed": seed,
-        "args": asdict(args),
-        "group": [path.name for path in group],  # all seeds trained together; the first holds their checkpoint
-        "dataset": {"path": str(dataset.path), "sha256": dataset.sha256, "source": dataset.source},
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
-        "versions": {"python": sys.version.split()[0]} | {package: version(package) for package in packages},
-        "commit": commit or None,
-    }
+        adams = {"actor": self.actor_adam, "critics": self.critic_adam, "log_eta": self.eta_adam, "rho": self.rho_adam}
+        for name, adam in adams.items():
+            tensors |= {f"{name}.adam.{key}": tensor for key, tensor in vars(adam).items()}
+        return tensors
 
 
 # --- Main -------------------------------------------------------------------------------------------------------------
 
 
-def check(args: Args) -> None:
-    """Exit with a sentence where an argument cannot work."""
-    for f in fields(args):
-        least = 0 if f.name == "seed" else 1
-        if f.type is int and getattr(args, f.name) < least:
-            sys.exit(f"--{f.name.replace('_', '-')} must be at least {least}.")
-    if not (0 < args.alpha_init < math.inf and args.alpha_lr >= 0 and 0 <= args.ema < 1):
-        sys.exit("--alpha-init must be positive, --alpha-lr at least 0, and --ema at least 0 and below 1.")
-    if not 0 < args.alpha_min <= args.alpha_init <= args.alpha_max:
-        sys.exit("--alpha-init must lie between --alpha-min, which must be positive, and --alpha-max.")
-    if args.policy_lr <= 0 or args.temperature <= 0:
-        sys.exit("--policy-lr and --temperature must be positive.")
-    if args.render_video and not args.eval:
-        sys.exit("--render-video records a saved actor: name its run directory with --eval.")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", args.device):
-        sys.exit("--device must be auto, cpu, cuda or cuda:N.")
-    if args.device.startswith("cuda") and int(args.device[5:] or 0) >= torch.cuda.device_count():
-        sys.exit(f"--device {args.device}: PyTorch finds no such GPU; use --device cpu, or a CUDA build of PyTorch.")
-    if args.track and importlib.util.find_spec("wandb") is None:
-        sys.exit("--track needs Weights & Biases: pip install wandb.")
-    if args.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
-        sys.exit("--compile needs a C++ compiler, and none is on the PATH: install g++, or train without --compile.")
-
-
 def main(args: Args) -> None:
-    checkpoint = None
-    if args.resume or args.eval:
-        own = ["resume"] if args.resume else ["eval", "final_eval_episodes", "render_video"]
-        given = [f.name for f in fields(args) if f.name not in own and getattr(args, f.name) != f.default]
-        if given:
-            sys.exit(f"--{own[0]} takes this from the run itself: drop --{' --'.join(given).replace('_', '-')}.")
-    if args.resume:
-        config = read_config(args.resume)
-        paths = [Path(args.resume).resolve().parent / name for name in config["group"]]
-        if (paths[-1] / "result.json").exists():
-            sys.exit(f"{args.resume} is complete: see its result.json.")
-        if not (paths[0] / "checkpoint.pt").exists():
-            sys.exit(f"{paths[0]} holds no checkpoint.pt: the run ended before its first one, so start it anew.")
-        args, checkpoint = Args(**config["args"]), load_tensors(paths[0] / "checkpoint.pt")
-    check(args)
     if args.eval:
-        return evaluate_saved(args)
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda"):
-        torch.cuda.set_device(torch.device(device).index or 0)
-        warnings.filterwarnings("ignore", message="This instance was constructed with capturable")  # it warms up first
-    torch.set_float32_matmul_precision(args.matmul_precision)
-
-    # --- Environment, data, agent ---
-    try:
-        env = gymnasium.make(args.env_id)
-    except (gymnasium.error.Error, ImportError, RuntimeError, ValueError) as error:
-        sys.exit(f"--env-id {args.env_id}: {error} (`python -m d4rl_gymnasium list` shows D4RL's tasks.)")
-    dataset = d4rl.find_dataset(env, args.dataset_path, args.stand_in)
-    if checkpoint and checkpoint["dataset_sha256"] != dataset.sha256:
-        sys.exit(f"{dataset.path} is not the file that this run was trained on: its sha256 differs.")
-    if checkpoint and (config["device"] == "cpu") != (device == "cpu"):
-        sys.exit(f"{paths[0]} was trained on {config['device']}, whose random numbers {device} cannot continue.")
-    agent = Agent(args, d4rl.qlearning_dataset(env, dataset), env.action_space.low, env.action_space.high, device)
-    seeds = [args.seed + k for k in range(args.num_seeds)]
-    step, seconds, history = 0, 0.0, [[] for _ in seeds]  # history: each seed's rows of metrics.csv
-    if checkpoint:
-        agent.load(checkpoint["tensors"], checkpoint["generators"])
-        step, seconds, history = checkpoint["step"], checkpoint["seconds"], checkpoint["history"]
-        for seed, path in zip(seeds, paths, strict=True):  # config.json tells of each resumption with what it went on
-            config, here = read_config(str(path)), describe(args, seed, device, dataset, paths)
-            here = {"step": step} | {key: here[key] for key in ("device", "versions", "commit")}
-            save_json(path / "config.json", config | {"resumed": config.get("resumed", []) + [here]})
-    else:
-        timestamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-        name = f"{args.env_id.replace('/', '-')}__{Path(__file__).stem}__%d__{timestamp}"
-        name += "__stand-in" * ("stand-in" in dataset.source)
-        paths = [Path(args.runs_dir) / (name % seed) for seed in seeds]
-        for seed, path in zip(seeds, paths, strict=True):
-            path.mkdir(parents=True)
-            save_json(path / "config.json", describe(args, seed, device, dataset, paths))
-    print(f"{args.env_id}: {len(agent.rows):,} transitions ({dataset.source}), on {device}", *paths, sep="\n")
-
-    # --- Logging, checkpoints, Ctrl-C ---
-    writers, trackers = [SummaryWriter(str(path), purge_step=step + 1) for path in paths], []
-    if args.track:
-        import wandb
-
-        for path in paths:
-            trackers.append(
-                wandb.init(project="aspc", name=path.name, id=path.name, config=read_config(str(path)),
-                           resume="allow", reinit="create_new")
-            )
-
-    def log(k: int, values: dict[str, float | None]) -> None:
-        values = {tag: value for tag, value in values.items() if value is not None}
-        for tag, value in values.items():
-            writers[k].add_scalar(tag, value, step)
-        if trackers:
-            trackers[k].log(values, step=step)
-
-    def require_finite(tensors: dict[str, Tensor]) -> None:
-        """Exit at the first quantity, (K, ...), that is not finite, before it reaches an evaluation or a checkpoint."""
-        finite = {name: t.isfinite().reshape(len(seeds), -1).all(1) for name, t in tensors.items() if t.ndim}
-        for i, k in torch.stack(list(finite.values())).logical_not().nonzero().tolist():  # waits for the device
-            sys.exit(f"Seed {seeds[k]} diverged: {list(finite)[i]} is not finite at step {step}. The last checkpoint "
-                     f"before, if there is one, is in {paths[0]}.")
-
-    def save_checkpoint() -> None:
-        state = {
-            "step": step, "seconds": seconds, "history": history, "dataset_sha256": dataset.sha256,
-            "tensors": agent.tensors(), "generators": [generator.get_state() for generator in agent.generators],
-        }
-        save_tensors(paths[0] / "checkpoint.pt", state)
-        for k, path in enumerate(paths):
-            save_tensors(path / "actor.pt", agent.saved_actor(k))
-
-    stop = []
-
-    def request_stop(number: int, _) -> None:
-        stop.append(number)
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
-
-    handlers = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    # --- Training ---
-    bar = tqdm(total=args.total_steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1)
-    start, start_step = time.time(), step
-    while step < args.total_steps and not stop:
-        agent.advance()
-        step += agent.period_steps
-        bar.update(agent.period_steps)
-        log_due, eval_due, checkpoint_due = (
-            step % interval < agent.period_steps or step >= args.total_steps
-            for interval in (LOG_INTERVAL, args.eval_interval, args.checkpoint_interval)
-        )
-        if not (log_due or eval_due or checkpoint_due or stop):
-            continue
-        require_finite(agent.metrics | agent.tensors())
-        updates_per_second = (step - start_step) / (time.time() - start)
-        seconds += time.time() - start
-        values = torch.stack([value.double() for value in agent.metrics.values()], 1).tolist()  # (K, metrics)
-        metrics = [dict(zip(agent.metrics, row, strict=True)) for row in values]
-        for k in range(len(seeds)):
-            log(k, metrics[k] | {"charts/SPS": updates_per_second})
-        if eval_due:
-            for k, returns in enumerate(evaluate(agent.act, args.env_id, seeds, args.eval_episodes)):
-                evaluation = {
-                    "charts/episodic_return": returns.mean().item(),
-                    "charts/normalized_score": normalized_score(args.env_id, returns),
-                }
-                log(k, evaluation)
-                row = {"step": step, "seconds": seconds, "charts/SPS": updates_per_second} | evaluation
-                history[k].append(row | {"episodic_return_std": returns.std().item()} | metrics[k])
-                save_csv(paths[k] / "metrics.csv", history[k])
-        if checkpoint_due:
-            save_checkpoint()
-        scores = np.array([rows[-1]["charts/normalized_score"] for rows in history if rows], float)
-        alphas = np.array([values["aspc/alpha"] for values in metrics])
-        bar.set_postfix_str(f"score {scores.round(1)}, alpha {alphas.round(2)}")
-        start, start_step = time.time(), step
-    bar.close()
-    if stop:
-        save_checkpoint()
-    for closing in writers:
-        closing.close()
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    if stop:
-        print(f"Stopped at step {step}. To continue: python {sys.argv[0]} --resume {paths[0]}")
-        sys.exit(128 + stop[0])
-
-    # --- Final evaluation ---
-    final_returns = evaluate(agent.act, args.env_id, seeds, args.final_eval_episodes, progress=True)
-    for k, path in enumerate(paths):
-        result = {
-            "env_id": args.env_id, "script": Path(__file__).stem, "seed": seeds[k], "dataset": dataset.source,
-            "steps": step, "seconds": seconds, "final_score": normalized_score(args.env_id, final_returns[k]),
-            "final_returns": final_returns[k].tolist(), "last": history[k][-1],
-            "best": max(history[k], key=lambda row: row["charts/episodic_return"]),
-        }
-        save_json(path / "result.json", result)
-        print(f"Seed {seeds[k]}: {summary(args.env_id, final_returns[k], dataset.source)}")
-    for tracker in trackers:
-        tracker.finish()
+        return evaluate_saved(args, __file__, load_policy, d4rl.percent_score)
+    run = Run(args, __file__)  # a new run, or with --resume one that stopped
+    args = run.args
+    tasks = d4rl.load_tasks(args.env_id, args.dataset_path, args.stand_in)
+    agent = Agent(args, tasks.transitions, tasks.low, tasks.high, run.device)
+    run.start(agent, tasks, d4rl.percent_score)
+    while run.goes_on():
+        agent.advance()  # one period of gradient steps
+        run.advanced()  # metrics, evaluation and checkpoint where they are due
+    run.finish()  # the final evaluation
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args, description=__doc__))
-    except d4rl.DatasetError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit("Interrupted. A run that has a checkpoint continues with --resume RUN_DIR.")
-    except OSError as error:
-        sys.exit(f"{error}. A run that has a checkpoint is intact: continue with --resume RUN_DIR.")
+    launch(main, Args, __doc__, d4rl.DatasetError)

@@ -295,8 +295,7 @@ class Agent:
         """A function of one learner for all K: the first axis of what it takes and gives counts the learners."""
         if len(self.theta) > 1:
             return vmap(function)
-        # faster than vmap
-        return lambda *inputs: tree_map(lambda x: x[None], function(*tree_map(lambda x: x[0], inputs)))
+        return lambda *inputs: tree_map(lambda x: x[None], function(*tree_map(lambda x: x[0], inputs)))  # quicker
 
     # --- Losses of one learner ---
 
@@ -376,7 +375,7 @@ class Agent:
         """θ̃: where Adam's next step will lead the actors, as a differentiable function of their gradient (eq. 5)."""
         adam = self.actor_adam
         m, v = torch.lerp(adam.m, g, 0.1), torch.lerp(adam.v, g * g, 0.001)
-        # 1e-30 keeps the derivative of √v finite where v = 0 (dead ReLUs) and is too small to change the step
+        # 1e-30 keeps the derivative of √v finite where v = 0 and is too small to change the step
         root = (v / (1 - 0.999 * adam.beta2_t) + 1e-30).sqrt() + 1e-8
         return self.theta - LEARNING_RATE / (1 - 0.9 * adam.beta1_t) * m / root
 

@@ -15,35 +15,18 @@ Method, metrics and differences from the official code: docs/a2pr.md.
     python baselines/a2pr.py --env-id halfcheetah-medium-v2
 """
 
-import csv
-import importlib.util
-import io
-import json
-import os
-import re
-import shutil
-import signal
-import subprocess
 import sys
-import time
-import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
-from datetime import datetime
-from importlib.metadata import version
-from pathlib import Path
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
 
-import gymnasium
 import numpy as np
 import torch
-import tyro
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, stack_module_state, vmap
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
+from torch.func import functional_call, grad, grad_and_value, vmap
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.utils._pytree import tree_map
 
 import d4rl_gymnasium as d4rl
+from offline_run import Run, RunArgs, evaluate_saved, launch
 
 # TD3's and the VAE's constants, the same on every task
 TAU = 0.005  # Polyak rate of the target networks
@@ -52,52 +35,20 @@ POLICY_FREQ = 2  # critic updates for each policy update
 LEARNING_RATE, VAE_LEARNING_RATE = 3e-4, 1e-3
 LOG_STD_MIN, LOG_STD_MAX = -4.0, 15.0  # of the VAE's latent variables
 PERIOD = 20  # gradient steps in one unit of work, a multiple of POLICY_FREQ
-LOG_INTERVAL = 1000  # gradient steps between two reads of the metrics
 
 
 @dataclass
-class Args:
-    env_id: str = "halfcheetah-medium-v2"
-    """the task: an id of D4RL or OGBench (`python -m d4rl_gymnasium list`), or any gymnasium id with --dataset-path"""
+class Args(RunArgs):
+    env_id: tuple[str, ...] = ("halfcheetah-medium-v2",)
+    """tasks of D4RL or OGBench (`python -m d4rl_gymnasium list`), or one of gymnasium with --dataset-path"""
     seed: int = 0
     """the first seed: it fixes initial weights, batches, noise and evaluation episodes"""
     num_seeds: int = 1
-    """seeds trained together in this process: seed, seed+1, ... (meant for a GPU, which one seed leaves almost idle)"""
+    """seeds of each task: seed, seed+1, ... All tasks and seeds train side by side, for one leaves a GPU almost idle"""
     total_steps: int = 1_000_000
     """gradient steps (critic updates), rounded up to whole periods of 20"""
     batch_size: int = 256
     """transitions in a batch"""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto takes the GPU where there is one"""
-    eval_interval: int = 5_000
-    """gradient steps between evaluations"""
-    eval_episodes: int = 10
-    """episodes of an evaluation during training"""
-    final_eval_episodes: int = 100
-    """episodes of the evaluation at the end"""
-    dataset_path: str | None = None
-    """an HDF5 file in D4RL's layout, or minari:NAME, instead of D4RL's own data"""
-    stand_in: bool = True
-    """a MuJoCo task whose D4RL file cannot be had: train on a stand-in that is collected here, and mark the run so"""
-    runs_dir: str = "runs"
-    """the folder that receives one run directory per seed"""
-    checkpoint_interval: int = 5_000
-    """gradient steps between checkpoints (Ctrl-C and SIGTERM write one too)"""
-    resume: str | None = None
-    """continue the run in this directory, exactly where its checkpoint stands; takes no other argument"""
-    eval: str | None = None
-    """evaluate the actor saved in this run directory (with --final-eval-episodes and --render-video, if you like)"""
-    render_video: str | None = None
-    """with --eval: record the first episode into this .mp4 file"""
-    track: bool = False
-    """log to Weights & Biases as well (pip install wandb)"""
-    compile: bool = False
-    """torch.compile the gradients: 1 to 5 minutes of compilation, then faster steps (needs a C++ compiler on a CPU)"""
-    cudagraph: bool = True
-    """on a GPU: replay one period of updates as one CUDA graph"""
-    matmul_precision: Literal["highest", "high", "medium"] = "high"
-    """of float32 matrix products: high is TF32 on a GPU, medium bfloat16 where the processor has it"""
-
     alpha: float = 2.5
     """weight of Q against staying near the data"""
     mask: float = 1.0
@@ -111,6 +62,10 @@ class Args:
     tuned: bool = False
     """alpha, mask, vae-weight and discount as the official code's examples set them for three tasks"""
 
+    def check(self) -> None:
+        if min(self.alpha, self.mask, self.vae_weight) < 0 or not 0 < self.discount < 1:
+            sys.exit("--alpha, --mask and --vae-weight must be at least 0, and --discount between 0 and 1.")
+
 
 # --- The official code's examples -------------------------------------------------------------------------------------
 
@@ -122,14 +77,19 @@ TUNED = {
 
 
 def tuned(args: Args) -> Args:
-    if args.env_id not in TUNED:
-        sys.exit(f"--tuned: the official code has no settings for {args.env_id}; set --alpha, --mask, ... yourself.")
-    settings = TUNED[args.env_id]
+    """With the official settings of its tasks, which must be the same for all."""
+    settings = {}
+    for env_id in args.env_id:
+        if env_id not in TUNED:
+            sys.exit(f"--tuned: the official code has no settings for {env_id}; set --alpha, --mask, ... yourself.")
+        before, settings = settings, TUNED[env_id]
+        if before and settings != before:
+            sys.exit(f"--tuned: {args.env_id[0]} and {env_id} want other settings; train them in runs of their own.")
     print("Official settings:", ", ".join(f"{name} {value}" for name, value in settings.items()))
     return replace(args, **settings)
 
 
-# --- Networks: written for one seed -----------------------------------------------------------------------------------
+# --- Networks: written for one learner --------------------------------------------------------------------------------
 
 
 def mlp(inputs: int, units: int, layers: int, outputs: int) -> nn.Sequential:
@@ -141,663 +101,356 @@ def mlp(inputs: int, units: int, layers: int, outputs: int) -> nn.Sequential:
 
 
 class Actor(nn.Module):
-    """Deterministic policy π: observations (..., S) -> actions (..., A) within the action space's bounds.
+    """Deterministic policy π: normalised states (..., S) -> actions (..., A) within the action space's bounds."""
 
-    The observations' mean and std are buffers, so a saved actor needs nothing else.
-    """
-
-    def __init__(self, mean: Tensor, std: Tensor, low: Tensor, high: Tensor, layers: int = 2):
+    def __init__(self, state_dim: int, low: Tensor, high: Tensor, layers: int):
         super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
         self.register_buffer("action_scale", (high - low) / 2)
         self.register_buffer("action_bias", (high + low) / 2)
-        self.net = mlp(len(mean), 256, layers, len(low))
+        self.net = mlp(state_dim, 256, layers, len(low))
 
-    def forward(self, observations: Tensor) -> Tensor:
-        return self.action_bias + self.action_scale * self.net((observations - self.mean) / self.std).tanh()
+    def forward(self, s: Tensor) -> Tensor:
+        return self.action_bias + self.action_scale * self.net(s).tanh()
 
 
 class Critic(nn.Module):
-    """One Q function: observations (..., S), actions (..., A) -> values (...)."""
+    """One Q function: normalised states (..., S), actions (..., A) -> values (...)."""
 
-    def __init__(self, mean: Tensor, std: Tensor, action_dim: int, layers: int):
+    def __init__(self, state_dim: int, action_dim: int, layers: int):
         super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-        self.net = mlp(len(mean) + action_dim, 256, layers, 1)
+        self.net = mlp(state_dim + action_dim, 256, layers, 1)
 
-    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        return self.net(torch.cat([(observations - self.mean) / self.std, actions], -1)).squeeze(-1)
+    def forward(self, s: Tensor, a: Tensor) -> Tensor:
+        return self.net(torch.cat([s, a], -1)).squeeze(-1)
 
 
 class Value(nn.Module):
-    """V: observations (..., S) -> values (...)."""
+    """V: normalised states (..., S) -> values (...)."""
 
-    def __init__(self, mean: Tensor, std: Tensor, layers: int):
+    def __init__(self, state_dim: int, layers: int):
         super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-        self.net = mlp(len(mean), 256, layers, 1)
+        self.net = mlp(state_dim, 256, layers, 1)
 
-    def forward(self, observations: Tensor) -> Tensor:
-        return self.net((observations - self.mean) / self.std).squeeze(-1)
+    def forward(self, s: Tensor) -> Tensor:
+        return self.net(s).squeeze(-1)
 
 
 class VAE(nn.Module):
-    """Conditional VAE: observations (..., S), actions (..., A), noise (..., 2A) -> actions within the bounds (..., A).
+    """Conditional VAE: normalised states (..., S), actions (..., A), noise (..., 2A) -> actions within the bounds.
 
     They are decoded from z = mean + exp(log_std) noise; z's mean and log_std (..., 2A) come with them.
     """
 
-    def __init__(self, mean: Tensor, std: Tensor, low: Tensor, high: Tensor):
+    def __init__(self, state_dim: int, low: Tensor, high: Tensor):
         super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
         self.register_buffer("action_scale", (high - low) / 2)
         self.register_buffer("action_bias", (high + low) / 2)
         latent_dim = 2 * len(low)
-        self.encoder = mlp(len(mean) + len(low), 750, 2, 2 * latent_dim)
-        self.decoder = mlp(len(mean) + latent_dim, 750, 2, len(low))
+        self.encoder = mlp(state_dim + len(low), 750, 2, 2 * latent_dim)
+        self.decoder = mlp(state_dim + latent_dim, 750, 2, len(low))
 
-    def forward(self, observations: Tensor, actions: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        s = (observations - self.mean) / self.std
-        mean, log_std = self.encoder(torch.cat([s, actions], -1)).chunk(2, -1)
+    def forward(self, s: Tensor, a: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, log_std = self.encoder(torch.cat([s, a], -1)).chunk(2, -1)
         log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
         z = mean + log_std.exp() * noise
         return self.action_bias + self.action_scale * self.decoder(torch.cat([s, z], -1)).tanh(), mean, log_std
 
 
-# --- The agent: losses for one seed, updates for all seeds at once ----------------------------------------------------
+class Policy(nn.Module):
+    """What acts and what a run saves: an actor with the normalisation of the states that it was trained on."""
 
-Params = dict[str, Tensor]
+    def __init__(self, mean: Tensor, std: Tensor, low: Tensor, high: Tensor, layers: int):
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.actor = Actor(len(mean), low, high, layers)
 
-
-class Batch(NamedTuple):
-    """Transitions of one seed, B of them: s (B, S), a (B, A), s' (B, S), r (B,), d (B,)."""
-
-    observations: Tensor
-    actions: Tensor
-    next_observations: Tensor
-    rewards: Tensor
-    terminals: Tensor
-
-
-def adam(parameters: list[Tensor], learning_rate: float | Tensor) -> torch.optim.Adam:
-    """Fused Adam whose state exists before the first step, so that a CUDA graph can hold it."""
-    capturable = parameters[0].is_cuda
-    optimizer = torch.optim.Adam(parameters, learning_rate, fused=True, capturable=capturable)
-    for p in parameters:
-        step = torch.zeros((), dtype=torch.float32, device=p.device)
-        optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-    return optimizer
+    def forward(self, observations: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Observations (E, S) -> actions (E, A). It draws nothing from the generator."""
+        return self.actor((observations - self.mean) / self.std)
 
 
-def apply(optimizer: torch.optim.Optimizer, gradients: Params) -> None:
-    """Step the optimizer with these gradients, which come in the order of its parameters."""
-    for p, g in zip(optimizer.param_groups[0]["params"], gradients.values(), strict=True):
-        p.grad = g.contiguous()  # the fused kernel walks parameter and gradient in the same order
-    optimizer.step()
+def load_policy(saved: dict[str, Tensor]) -> Policy:
+    """The policy of a run's actor.pt."""
+    scale, bias = saved["actor.action_scale"], saved["actor.action_bias"]
+    layers = sum(name.endswith("weight") for name in saved) - 1
+    policy = Policy(saved["mean"], saved["std"], bias - scale, bias + scale, layers)
+    policy.load_state_dict(saved)
+    return policy
 
 
-def polyak(target: Params, online: Params) -> None:
-    for t, p in zip(target.values(), online.values(), strict=True):
-        t.lerp_(p, TAU)
+# --- A network is a vector: the tools of all learners -----------------------------------------------------------------
+
+
+class Function:
+    """A module as a function of its parameters: Function(actor)(theta, s) with theta (n,)."""
+
+    def __init__(self, module: nn.Module):
+        self.module, self.shapes = module, {name: p.shape for name, p in module.named_parameters()}
+
+    def __call__(self, theta: Tensor, *inputs: Tensor) -> Tensor:
+        parts = theta.split([shape.numel() for shape in self.shapes.values()])
+        named = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        return functional_call(self.module, named, inputs)
+
+
+class Adam:
+    """Adam for the vectors of all learners, (K, n): in place and on the device, so that a CUDA graph can replay it."""
+
+    def __init__(self, theta: Tensor):
+        self.m, self.v = torch.zeros_like(theta), torch.zeros_like(theta)
+        # float32 is too coarse for 1 − 0.999^t; a power would, compiled, be taken anew for every element
+        counters = torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64, device=theta.device)
+        self.t, self.beta1_t, self.beta2_t = counters.unbind()  # t, 0.9^t, 0.999^t
+
+    def step(self, theta: Tensor, g: Tensor, learning_rate: float | Tensor = LEARNING_RATE) -> None:
+        self.t += 1
+        self.beta1_t *= 0.9
+        self.beta2_t *= 0.999
+        self.m.lerp_(g, 0.1)
+        self.v.mul_(0.999).addcmul_(g, g, value=0.001)
+        root = (self.v / (1 - self.beta2_t)).sqrt_().add_(1e-8)
+        theta -= (self.m / root).mul_(learning_rate / (1 - self.beta1_t))
+
+
+class ReplayBuffer:
+    """The datasets as one table on the device, states normalised. Each learner draws from the rows of its own task."""
+
+    def __init__(self, data: list[dict[str, np.ndarray]], num_seeds: int, steps: int, batch_size: int, device: str):
+        """data: D4RL's transitions of each task; steps: batches that are drawn at once."""
+        dtype, tables, first = torch.get_default_dtype(), [], 0
+        self.mean, self.std, self.ranges = [], [], []  # of each learner, task by task
+        for transitions in data:
+            s, a, next_s, r, d = (
+                torch.as_tensor(transitions[key], dtype=dtype).reshape(len(transitions["rewards"]), -1)
+                for key in ("observations", "actions", "next_observations", "rewards", "terminals")
+            )
+            mean, std = s.double().mean(0).to(dtype), (s.double().std(0, correction=0) + 1e-3).to(dtype)
+            tables.append(torch.cat([(s - mean) / std, a, (next_s - mean) / std, r, d], 1))
+            self.mean += num_seeds * [mean]
+            self.std += num_seeds * [std]
+            self.ranges += num_seeds * [(first, first + len(r))]
+            first += len(r)
+        self.table, self.widths = torch.cat(tables).to(device), [x.shape[1] for x in (s, a, next_s, r, d)]
+        self.indices = torch.zeros(len(self.ranges), steps, batch_size, dtype=torch.int64, device=device)
+
+    def draw(self, generators: list[torch.Generator]) -> None:
+        """Choose the rows of the next batches, each learner's by its own generator."""
+        for indices, (first, end), generator in zip(self.indices, self.ranges, generators, strict=True):
+            indices.random_(first, end, generator=generator)
+
+    def batches(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """s (K, steps, B, S), a (K, steps, B, A), s', r (K, steps, B), d."""
+        s, a, next_s, r, d = self.table[self.indices].split(self.widths, -1)
+        return s, a, next_s, r.squeeze(-1), d.squeeze(-1)
+
+
+# --- The agent: losses of one learner, updates of all -----------------------------------------------------------------
+
+Metrics = dict[str, Tensor]  # by tag
 
 
 class Agent:
-    """K independent learners ("seeds") as stacked tensors: every parameter has a leading axis of K.
+    """K learners, tasks x seeds, side by side: a network of theirs is a matrix (K, n), its rows independent."""
 
-    The losses are written for one seed, as the paper writes them; `vmap` runs them over all. Adam and Polyak averaging
-    act on each element by itself, so they need no vmap. Whatever changes lives in tensors on the device.
-    """
+    compiled = ("update",)  # what torch.compile takes whole
 
-    def __init__(self, args: Args, data: dict[str, np.ndarray], low: np.ndarray, high: np.ndarray, device: str):
-        """data: D4RL's transitions, N rows each; low, high: (A,) bounds of the actions."""
-        self.args, self.device = args, torch.device(device)
-        dtype = torch.get_default_dtype()
-        mean = torch.as_tensor(data["observations"].mean(0, dtype=np.float64), dtype=dtype)
-        std = torch.as_tensor(data["observations"].std(0, dtype=np.float64) + 1e-3, dtype=dtype)
-        low, high = torch.as_tensor(low, dtype=dtype), torch.as_tensor(high, dtype=dtype)
-        actors, critics, values, vaes = [], [], [], []
-        layers = 4 if args.official_networks else 3
-        for seed in range(args.seed, args.seed + args.num_seeds):
-            torch.manual_seed(seed)
-            actors.append(Actor(mean, std, low, high, layers - 1).to(device))
-            critics += [Critic(mean, std, len(low), layers).to(device) for _ in range(2)]
-            values.append(Value(mean, std, layers).to(device))
-            vaes.append(VAE(mean, std, low, high).to(device))
-        # One module of each kind lends its `forward`; the parameters are stacked beside it.
-        self.actor_net, self.critic_net = actors[0], critics[0]
-        self.value_net, self.vae_net = values[0], vaes[0]
-        self.low, self.high = low.to(device), high.to(device)
-        K = args.num_seeds
-        self.actor: Params = {k: v.detach() for k, v in stack_module_state(actors)[0].items()}  # (K, ...)
-        self.critics: Params = {
-            k: v.detach().unflatten(0, (K, 2)).contiguous()
-            for k, v in stack_module_state(critics)[0].items()
-        }  # (K, 2, ...): the twins
-        self.value: Params = {k: v.detach() for k, v in stack_module_state(values)[0].items()}  # (K, ...)
-        self.vae: Params = {k: v.detach() for k, v in stack_module_state(vaes)[0].items()}  # (K, ...)
-        self.target_actor = {k: v.clone() for k, v in self.actor.items()}
-        self.target_critics = {k: v.clone() for k, v in self.critics.items()}
-        self.actor_optimizer = adam(list(self.actor.values()), LEARNING_RATE)
-        self.critic_optimizer = adam(list(self.critics.values()), LEARNING_RATE)
-        self.value_optimizer = adam(list(self.value.values()), LEARNING_RATE)
-        self.vae_optimizer = adam(list(self.vae.values()), VAE_LEARNING_RATE)
-
-        # Static inputs of a period: the dataset as one table, and for each step its batch indices and noise: A numbers
-        # for the target policy, 2A for the VAE's own loss, 2A for the action that it offers the policy
-        columns = [torch.as_tensor(data[key], dtype=dtype).reshape(len(data[key]), -1) for key in Batch._fields]
-        self.rows = torch.cat(columns, 1).to(device)  # (N, 2S + A + 2)
-        self.widths = [c.shape[1] for c in columns]
+    def __init__(self, args: Args, data: list[dict[str, np.ndarray]], low: np.ndarray, high: np.ndarray, device: str):
+        """data: D4RL's transitions of each task; low, high: (A,) bounds of the actions."""
+        self.args, self.device, dtype = args, torch.device(device), torch.get_default_dtype()
         self.period_steps = PERIOD
-        self.indices = torch.zeros(K, self.period_steps, args.batch_size, dtype=torch.int64, device=device)
-        self.noise = torch.zeros(K, self.period_steps, args.batch_size, 5 * len(low), dtype=dtype, device=device)
-        self.noise_widths = [len(low), 2 * len(low), 2 * len(low)]
-        self.generators = [torch.Generator(device).manual_seed(args.seed + k) for k in range(K)]
-        self.metrics: dict[str, Tensor] = {}  # tag -> (K,), as of the last period
+        self.buffer = ReplayBuffer(data, args.num_seeds, self.period_steps, args.batch_size, device)
+        low, high = torch.as_tensor(low, dtype=dtype), torch.as_tensor(high, dtype=dtype)
+        state_dim, action_dim = self.buffer.widths[:2]
+        seeds = [args.seed + k for k in range(args.num_seeds)] * len(data)
+        theta, phi, psi, omega = [], [], [], []
+        layers = 4 if args.official_networks else 3
+        for seed in seeds:
+            torch.manual_seed(seed)
+            actor = Actor(state_dim, low, high, layers - 1)
+            twins = [Critic(state_dim, action_dim, layers) for _ in range(2)]
+            value, vae = Value(state_dim, layers), VAE(state_dim, low, high)
+            theta.append(parameters_to_vector(actor.parameters()))
+            phi.append(torch.stack([parameters_to_vector(critic.parameters()) for critic in twins]))
+            psi.append(parameters_to_vector(value.parameters()))
+            omega.append(parameters_to_vector(vae.parameters()))
+        self.theta, self.phi = torch.stack(theta).detach().to(device), torch.stack(phi).detach().to(device)
+        self.psi, self.omega = torch.stack(psi).detach().to(device), torch.stack(omega).detach().to(device)
+        self.target_theta, self.target_phi = self.theta.clone(), self.phi.clone()  # (K, n) and (K, 2, m)
+        self.actor_adam, self.critic_adam = Adam(self.theta), Adam(self.phi)
+        self.value_adam, self.vae_adam = Adam(self.psi), Adam(self.omega)
+        self.pi, self.q = Function(actor.to(device)), Function(twins[0].to(device))
+        self.v, self.vae = Function(value.to(device)), Function(vae.to(device))
+        self.low, self.high = low.to(device), high.to(device)
 
-        self.critic_gradient = vmap(grad_and_value(self.critic_loss, has_aux=True))
-        self.value_gradient = vmap(grad_and_value(self.value_loss, has_aux=True))
-        self.vae_gradient = vmap(grad_and_value(self.vae_loss, has_aux=True))
-        self.policy_gradient = vmap(grad_and_value(self.policy_loss, has_aux=True))
-        if args.compile:
-            self.critic_gradient = torch.compile(self.critic_gradient)
-            self.value_gradient = torch.compile(self.value_gradient)
-            self.vae_gradient = torch.compile(self.vae_gradient)
-            self.policy_gradient = torch.compile(self.policy_gradient)
-        self.use_graph = args.cudagraph and self.device.type == "cuda"
-        self.graph, self.warmup_periods = None, 3
-        self.stream = torch.cuda.Stream(self.device) if self.use_graph else None  # warms up and records
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self.noises = [action_dim, 2 * action_dim, 2 * action_dim]  # of target policy, VAE's loss, VAE's offer
+        self.noise = torch.zeros(*self.buffer.indices.shape, sum(self.noises), dtype=dtype, device=device)
+        self.metrics: Metrics = {}  # tag -> (K,), as of the last period
 
-    def pi(self, actor: Params, s: Tensor) -> Tensor:
-        return functional_call(self.actor_net, actor, (s,))
+    def all(self, function):
+        """A function of one learner for all K: the first axis of what it takes and gives counts the learners."""
+        if len(self.theta) > 1:
+            return vmap(function)
+        return lambda *inputs: tree_map(lambda x: x[None], function(*(x[0] for x in inputs)))  # faster than vmap
 
-    def q(self, critic: Params, s: Tensor, a: Tensor) -> Tensor:
-        return functional_call(self.critic_net, critic, (s, a))
+    # --- Losses of one learner ---
 
-    def q1(self, critics: Params, s: Tensor, a: Tensor) -> Tensor:
-        """Q_1, the first of the twins (2, ...): the policy's losses know no other."""
-        return self.q({name: p[0] for name, p in critics.items()}, s, a)
+    def twins(self, phi: Tensor, s: Tensor, a: Tensor) -> Tensor:
+        """Both Q_j(s, a): (2, m), (B, S), (B, A) -> (2, B)."""
+        if self.device.type == "cpu":  # where two products are faster than a batched one
+            return torch.stack([self.q(phi[0], s, a), self.q(phi[1], s, a)])
+        return vmap(self.q, in_dims=(0, None, None))(phi, s, a)
 
-    def v(self, value: Params, s: Tensor) -> Tensor:
-        return functional_call(self.value_net, value, (s,))
+    def next_action(self, theta: Tensor, next_s: Tensor, noise: Tensor) -> Tensor:
+        """TD3's ã' = π'(s') + ε: (B, A)."""
+        epsilon = (POLICY_NOISE * noise).clamp(-NOISE_CLIP, NOISE_CLIP) * self.pi.module.action_scale
+        return (self.pi(theta, next_s) + epsilon).clamp(self.low, self.high)
 
-    def critic_loss(
-        self, critics: Params, target_critics: Params, target_actor: Params, batch: Batch, noise: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """TD3: sum over the twins of mean (Q_j(s, a) − y)²,  y = r + γ (1 − d) min_j Q'_j(s', ã'),  ã' = π'(s') + ε."""
-        s, a, next_s, r, d = batch
-        epsilon = (POLICY_NOISE * noise).clamp(-NOISE_CLIP, NOISE_CLIP) * self.actor_net.action_scale
-        next_a = (self.pi(target_actor, next_s) + epsilon).clamp(self.low, self.high)
-        twins = vmap(self.q, in_dims=(0, None, None))  # -> (2, B)
-        y = r + self.args.discount * (1 - d) * twins(target_critics, next_s, next_a).amin(0)
-        return (twins(critics, s, a) - y).square().mean(1).sum(), (y, next_a)
+    def target(self, phi: Tensor, next_s: Tensor, next_a: Tensor, r: Tensor, d: Tensor) -> Tensor:
+        """r + γ (1 − d) min_j Q_j(s', ã'): with the target critics TD3's y."""
+        return r + self.args.discount * (1 - d) * self.twins(phi, next_s, next_a).amin(0)
 
-    def value_loss(
-        self, value: Params, critics: Params, y: Tensor, next_a: Tensor, batch: Batch
-    ) -> tuple[Tensor, Tensor]:
-        """Mean (V(s) − min(y, r + γ (1 − d) min_j Q_j(s', ã')))²; beside it V(s), (B,)."""
-        s, _, next_s, r, d = batch
-        twins = vmap(self.q, in_dims=(0, None, None))(critics, next_s, next_a)
-        v = self.v(value, s)
-        return (v - torch.minimum(y, r + self.args.discount * (1 - d) * twins.amin(0))).square().mean(), v
+    def critic_loss(self, phi: Tensor, s: Tensor, a: Tensor, y: Tensor) -> Tensor:
+        """Sum over the twins of mean (Q_j(s, a) − y)²."""
+        return (self.twins(phi, s, a) - y).square().mean(1).sum()
+
+    def value_loss(self, psi: Tensor, s: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (V(s) − y)²; beside it V(s), (B,)."""
+        v = self.v(psi, s)
+        return (v - y).square().mean(), v
 
     def vae_loss(
-        self, vae: Params, critics: Params, v: Tensor, batch: Batch, noise: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """w mean 1{A(s, a) > 0} ‖â − a‖² + KL(z's distribution | N(0, 1)) / 2, the mean over z's dimensions too.
-
-        Beside it its first term, and A(s, a) = Q_1(s, a) − V(s), (B,).
+        self, omega: Tensor, advantage: Tensor, s: Tensor, a: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """w mean 1{A(s, a) > 0} ‖â − a‖² + KL(z's distribution | N(0, 1)) / 2, the mean over z's dimensions too;
+        beside it its first term.
         """
-        s, a = batch.observations, batch.actions
-        advantage = self.q1(critics, s, a) - v
-        decoded, mean, log_std = functional_call(self.vae_net, vae, (s, a, noise))
+        decoded, mean, log_std = self.vae(omega, s, a, noise)
         better = (advantage > 0).to(a)
         reconstruction = self.args.vae_weight * (better[:, None] * (decoded - a).square()).mean()
         kl = (mean.square() + (2 * log_std).exp() - 2 * log_std - 1).mean() / 2
-        return reconstruction + kl / 2, (reconstruction, advantage)
+        return reconstruction + kl / 2, reconstruction
 
-    def policy_loss(
-        self, actor: Params, critics: Params, vae: Params, v: Tensor, advantage: Tensor, batch: Batch, noise: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """−λ mean Q_1(s, π(s)) + mean m ‖π(s) − ā‖², with TD3+BC's λ = α / mean |Q_1(s, π(s))| without gradient.
+    def actor_loss(
+        self, theta: Tensor, phi: Tensor, omega: Tensor, v: Tensor, advantage: Tensor, s: Tensor, a: Tensor,
+        noise: Tensor,
+    ) -> tuple[Tensor, Metrics]:  # fmt: skip
+        """−λ mean Q_1(s, π(s)) + mean m ‖π(s) − ā‖²,  λ = α / mean |Q_1(s, π(s))| without gradient.
 
         As in the official code the gradient reaches the policy also through ā where that is â = VAE(s, π(s)).
         """
-        s, a = batch.observations, batch.actions
-        pi = self.pi(actor, s)
-        q = self.q1(critics, s, pi)
-        lam = self.args.alpha / q.abs().mean().detach()
-        offered, _, _ = functional_call(self.vae_net, vae, (s, pi, noise))  # â
-        offered_advantage = self.q1(critics, s, offered.detach()) - v
+        pi = self.pi(theta, s)
+        q = self.q(phi[0], s, pi)
+        offered, _, _ = self.vae(omega, s, pi, noise)  # â
+        offered_advantage = self.q(phi[0], s, offered.detach()) - v
         take = offered_advantage >= advantage
         target = torch.where(take[:, None], offered, a)  # ā
         imitated = ((offered_advantage >= 0) | (advantage > 0)).to(q)
-        imitation = (self.args.mask * imitated[:, None] * (pi - target).square()).mean()
-        return -lam * q.mean() + imitation, (q.mean(), imitated.mean(), take.to(q).mean())
+        bc = self.args.mask * (imitated[:, None] * (pi - target).square()).mean()
+        loss = -self.args.alpha / q.abs().mean().detach() * q.mean() + bc
+        return loss, {
+            "losses/actor": loss, "losses/q": q.mean(), "losses/imitated": imitated.mean(),
+            "losses/offered": take.to(q).mean(),
+        }  # fmt: skip
 
-    # --- One period of updates ---
+    # --- Updates of all learners ---
+
+    def critic_steps(self, s, a, next_s, r, d, noise, vae_noise) -> tuple[Metrics, Tensor, Tensor]:
+        """Two steps of critics, V and VAE. The targets rest meanwhile, so that one pass gives ã' and y of both.
+
+        Beside the metrics V(s) and A(s, a), (K, B), of the second batch: by the critics after their step, V before its.
+        """
+        next_a = self.all(self.next_action)(self.target_theta, next_s.flatten(1, 2), noise.flatten(1, 2))
+        both = next_s.flatten(1, 2), next_a, r.flatten(1, 2), d.flatten(1, 2)  # (K, 2B, ...)
+        y = self.all(self.target)(self.target_phi, *both).unflatten(1, (POLICY_FREQ, -1))
+        next_a = next_a.unflatten(1, (POLICY_FREQ, -1))
+        for i in range(POLICY_FREQ):
+            g, loss = self.all(grad_and_value(self.critic_loss))(self.phi, s[:, i], a[:, i], y[:, i])
+            self.critic_adam.step(self.phi, g)
+            online_y = self.all(self.target)(self.phi, next_s[:, i], next_a[:, i], r[:, i], d[:, i])
+            g, (value_loss, v) = self.all(grad_and_value(self.value_loss, has_aux=True))(
+                self.psi, s[:, i], torch.minimum(y[:, i], online_y)
+            )
+            self.value_adam.step(self.psi, g)
+            advantage = self.all(self.q)(self.phi[:, 0], s[:, i], a[:, i]) - v
+            g, (vae_loss, reconstruction) = self.all(grad_and_value(self.vae_loss, has_aux=True))(
+                self.omega, advantage, s[:, i], a[:, i], vae_noise[:, i]
+            )
+            self.vae_adam.step(self.omega, g, VAE_LEARNING_RATE)
+        metrics = {
+            "losses/critic": loss, "losses/value": value_loss, "losses/vae": vae_loss,
+            "losses/reconstruction": reconstruction,
+        }  # fmt: skip
+        return metrics, v, advantage
+
+    def update(self, s, a, next_s, r, d, noise) -> Metrics:
+        """Two gradient steps, from batches (K, 2, B, ...): critics, V and VAE twice, policy and targets once."""
+        noise, vae_noise, offer_noise = noise.split(self.noises, -1)
+        metrics, v, advantage = self.critic_steps(s, a, next_s, r, d, noise, vae_noise)
+        s, a = s[:, 1], a[:, 1]
+        g, more = self.all(grad(self.actor_loss, has_aux=True))(
+            self.theta, self.phi, self.omega, v, advantage, s, a, offer_noise[:, 1]
+        )
+        self.actor_adam.step(self.theta, g)
+        self.target_theta.lerp_(self.theta, TAU)
+        self.target_phi.lerp_(self.phi, TAU)
+        return metrics | more
 
     def period(self) -> None:
-        """PERIOD gradient steps: critics, V and VAE at every step, policy and targets at every second.
+        """The schedule's shortest repeat, from static inputs and on the device alone: what a CUDA graph records."""
+        for pair in zip(*(x.split(POLICY_FREQ, 1) for x in (*self.buffer.batches(), self.noise)), strict=True):
+            self.metrics = self.update(*pair)
 
-        It reads the static inputs and touches tensors on the device alone, so a CUDA graph can record it.
-        """
-        for step in range(self.period_steps):
-            s, a, next_s, r, d = self.rows[self.indices[:, step]].split(self.widths, -1)
-            batch = Batch(s, a, next_s, r.squeeze(-1), d.squeeze(-1))  # (K, B, ...)
-            noise, vae_noise, policy_noise = self.noise[:, step].split(self.noise_widths, -1)
-            gradient, (self.metrics["losses/critic"], (y, next_a)) = self.critic_gradient(
-                self.critics, self.target_critics, self.target_actor, batch, noise
-            )
-            apply(self.critic_optimizer, gradient)
-            # From here on the critics are those after their step, and v is V before its own
-            gradient, (self.metrics["losses/value"], v) = self.value_gradient(
-                self.value, self.critics, y, next_a, batch
-            )
-            apply(self.value_optimizer, gradient)
-            gradient, (self.metrics["losses/vae"], (self.metrics["losses/reconstruction"], advantage)) = (
-                self.vae_gradient(self.vae, self.critics, v, batch, vae_noise)
-            )
-            apply(self.vae_optimizer, gradient)
-            if (step + 1) % POLICY_FREQ == 0:
-                gradient, (self.metrics["losses/actor"], seen) = self.policy_gradient(
-                    self.actor, self.critics, self.vae, v, advantage, batch, policy_noise
-                )
-                self.metrics["losses/q"], self.metrics["losses/imitated"], self.metrics["losses/offered"] = seen
-                apply(self.actor_optimizer, gradient)
-                polyak(self.target_actor, self.actor)
-                polyak(self.target_critics, self.critics)
+    # --- What a run needs ---
 
     def advance(self) -> None:
-        """Draw one period's batches and noise, each seed from its own generator, and run it."""
-        for indices, noise, generator in zip(self.indices, self.noise, self.generators, strict=True):
-            indices.random_(0, len(self.rows), generator=generator)
+        """Draw one period's batches and noise, each learner's from its own generator, and run it."""
+        self.buffer.draw(self.generators)
+        for noise, generator in zip(self.noise, self.generators, strict=True):
             noise.normal_(generator=generator)
-        if not self.use_graph:
-            self.period()
-        elif self.warmup_periods > 0:  # capturing wants a few runs on a side stream first: updates like any other
-            self.warmup_periods -= 1
-            self.stream.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(self.stream):
-                self.period()
-            torch.cuda.current_stream(self.device).wait_stream(self.stream)
-        else:
-            if self.graph is None:
-                self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph, stream=self.stream):  # records, runs nothing
-                    self.period()
-            self.graph.replay()
+        self.period()
 
-    def act(self, observations: np.ndarray) -> np.ndarray:
-        """Each seed's deterministic actions: (K, E, S) -> (K, E, A)."""
-        with torch.no_grad():
-            inputs = torch.as_tensor(observations, dtype=self.noise.dtype, device=self.device)
-            return vmap(self.pi)(self.actor, inputs).cpu().numpy()
-
-    def saved_actor(self, k: int) -> Params:
-        """The actor of the k-th seed, its normalisation included: a state dict for `Actor`."""
-        tensors = dict(self.actor_net.named_buffers()) | {name: p[k] for name, p in self.actor.items()}
-        return {name: tensor.clone().cpu() for name, tensor in tensors.items()}
+    def policy(self, k: int) -> Policy:
+        """The k-th learner's, on the CPU and detached from training."""
+        low, high, layers = self.low.cpu(), self.high.cpu(), len(self.pi.shapes) // 2 - 1
+        policy = Policy(self.buffer.mean[k], self.buffer.std[k], low, high, layers)
+        vector_to_parameters(self.theta[k].cpu().clone(), policy.actor.parameters())
+        return policy
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""
-        networks = {
-            "actor": self.actor, "critics": self.critics, "value": self.value, "vae": self.vae,
-            "target_actor": self.target_actor, "target_critics": self.target_critics,
+        tensors = {
+            "actor": self.theta, "target_actor": self.target_theta,
+            "critics": self.phi, "target_critics": self.target_phi,
+            "value": self.psi, "vae": self.omega,
         }
-        optimizers = {
-            "actor": self.actor_optimizer, "critics": self.critic_optimizer,
-            "value": self.value_optimizer, "vae": self.vae_optimizer,
-        }
-        tensors = {f"{net}.{name}": p for net, parameters in networks.items() for name, p in parameters.items()}
-        for name, optimizer in optimizers.items():
-            for i, state in enumerate(optimizer.state.values()):
-                tensors |= {f"{name}.adam.{i}.{key}": value for key, value in state.items()}
+        adams = {
+            "actor": self.actor_adam, "critics": self.critic_adam, "value": self.value_adam, "vae": self.vae_adam
+        }  # fmt: skip
+        for name, adam in adams.items():
+            tensors |= {f"{name}.adam.{key}": tensor for key, tensor in vars(adam).items()}
         return tensors
-
-    def load(self, tensors: dict[str, Tensor], generators: list[Tensor]) -> None:
-        for name, tensor in self.tensors().items():
-            tensor.copy_(tensors[name])
-        for generator, state in zip(self.generators, generators, strict=True):
-            generator.set_state(state)
-
-
-# --- Evaluation -------------------------------------------------------------------------------------------------------
-
-
-def evaluate(act, env_id: str, seeds: list[int], episodes: int, progress: bool = False) -> np.ndarray:
-    """Undiscounted returns (K, E) of E episodes for each of K seeds, all stepped together.
-
-    act: (K, E, S) observations -> (K, E, A) actions. Episodes are a function of the seed alone: every evaluation of a
-    seed starts from the same initial states.
-    """
-    envs = [[gymnasium.make(env_id) for _ in range(episodes)] for _ in seeds]
-    observations = np.stack(
-        [[env.reset(seed=1000 * seed + e)[0] for e, env in enumerate(envs[k])] for k, seed in enumerate(seeds)]
-    )
-    returns = np.zeros((len(seeds), episodes))
-    running = np.ones((len(seeds), episodes), bool)
-    total = envs[0][0].spec.max_episode_steps
-    with tqdm(desc="evaluation", total=total, unit="step", leave=False, mininterval=1, disable=not progress) as bar:
-        while running.any():
-            actions = act(observations)
-            for k, e in np.argwhere(running):
-                observations[k, e], reward, terminated, truncated, _ = envs[k][e].step(actions[k, e])
-                returns[k, e] += reward
-                running[k, e] = not (terminated or truncated)
-            bar.update()
-    return returns
-
-
-def normalized_score(env_id: str, returns: np.ndarray) -> float | None:
-    """The mean episode's score in percent: D4RL's, 0 a random policy's and 100 an expert's; OGBench's, the rate of
-    success; None for a task without reference scores.
-    """
-    return 100 * float(d4rl.get_normalized_score(env_id, returns).mean()) if env_id in d4rl.ALL_TASKS else None
-
-
-def summary(env_id: str, returns: np.ndarray, source: str) -> str:
-    score = normalized_score(env_id, returns)
-    text = f"return {returns.mean():.1f} +- {returns.std():.1f} over {returns.size} episodes"
-    text += "" if score is None else f", normalized score {score:.1f}"
-    return text + " (trained on stand-in data)" * ("stand-in" in source)
-
-
-def evaluate_saved(args: Args) -> None:
-    """`--eval RUN_DIR`: evaluate the run's actor.pt, and record a video if one is asked for."""
-    config, saved = read_config(args.eval), load_tensors(Path(args.eval) / "actor.pt")
-    env_id, seed = config["args"]["env_id"], config["seed"]
-    layers = 3 if config["args"]["official_networks"] else 2
-    actor = Actor(saved["mean"], saved["std"], -saved["action_scale"], saved["action_scale"], layers)  # shapes count
-    actor.load_state_dict(saved)
-
-    def act(observations: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return actor(torch.as_tensor(observations, dtype=actor.mean.dtype)).numpy()
-
-    returns = evaluate(act, env_id, [seed], args.final_eval_episodes, progress=True)
-    print(f"{env_id}, seed {seed}: {summary(env_id, returns, config['dataset']['source'])}")
-    if args.render_video:
-        record_video(act, env_id, seed, args.render_video)
-
-
-def record_video(act: Callable, env_id: str, seed: int, path: str) -> None:
-    """Record the seed's first evaluation episode as an .mp4 file."""
-    import imageio  # with imageio-ffmpeg, needed for this alone
-
-    try:
-        env = gymnasium.make(env_id, render_mode="rgb_array")
-        observation, done = env.reset(seed=1000 * seed)[0], False
-        frames = [env.render()]
-    except Exception as error:  # MuJoCo raises many types where it finds no OpenGL
-        sys.exit(f"Rendering failed ({error}): without a display set MUJOCO_GL=egl, or MUJOCO_GL=osmesa without a GPU.")
-    while not done:
-        observation, _, terminated, truncated, _ = env.step(act(observation[None, None])[0, 0])
-        frames.append(env.render())
-        done = terminated or truncated
-    imageio.mimwrite(path, frames, fps=env.metadata["render_fps"], macro_block_size=1)
-    print(f"{path}: {len(frames)} frames")
-
-
-# --- What a run leaves behind -----------------------------------------------------------------------------------------
-
-
-def save(path: Path, content: bytes) -> None:
-    """Write aside and rename, so that neither a kill nor a full disk costs the file that was there."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def save_json(path: Path, value: dict) -> None:
-    save(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
-def save_csv(path: Path, rows: list[dict]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    save(path, text.getvalue().encode())
-
-
-def save_tensors(path: Path, value: dict) -> None:
-    buffer = io.BytesIO()  # torch.save itself reports a full disk in ways of its own
-    torch.save(value, buffer)
-    save(path, buffer.getvalue())
-
-
-def load_tensors(path: Path) -> dict:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many types
-        sys.exit(f"{path} is missing or damaged ({type(error).__name__}).")
-
-
-def read_config(run: str) -> dict:
-    try:
-        config = json.loads((Path(run) / "config.json").read_text())
-        script, unknown = config["script"], set(config["args"]) - {f.name for f in fields(Args)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        sys.exit(f"{run} is not a run directory: no config.json of a run can be read there ({error}).")
-    if script != Path(__file__).stem:
-        sys.exit(f"{run} is a run of another script, {script}.")
-    if unknown:
-        sys.exit(f"{run} is a run of another version of this script: it has {', '.join(unknown)} among its arguments.")
-    return config
-
-
-def describe(args: Args, seed: int, device: str, dataset: d4rl.DatasetFile, group: list[Path]) -> dict:
-    """config.json: what it takes to repeat the run and to trace its numbers."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
-    packages = ("torch", "numpy", "gymnasium", "mujoco")
-    return {
-        "script": Path(__file__).stem,
-        "seed": seed,
-        "args": asdict(args),
-        "group": [path.name for path in group],  # all seeds trained together; the first holds their checkpoint
-        "dataset": {"path": str(dataset.path), "sha256": dataset.sha256, "source": dataset.source},
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
-        "versions": {"python": sys.version.split()[0]} | {package: version(package) for package in packages},
-        "commit": commit or None,
-    }
 
 
 # --- Main -------------------------------------------------------------------------------------------------------------
 
 
-def check(args: Args) -> None:
-    """Exit with a sentence where an argument cannot work."""
-    for f in fields(args):
-        least = 0 if f.name == "seed" else 1
-        if f.type is int and getattr(args, f.name) < least:
-            sys.exit(f"--{f.name.replace('_', '-')} must be at least {least}.")
-    if args.render_video and not args.eval:
-        sys.exit("--render-video records a saved actor: name its run directory with --eval.")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", args.device):
-        sys.exit("--device must be auto, cpu, cuda or cuda:N.")
-    if args.device.startswith("cuda") and int(args.device[5:] or 0) >= torch.cuda.device_count():
-        sys.exit(f"--device {args.device}: PyTorch finds no such GPU; use --device cpu, or a CUDA build of PyTorch.")
-    if args.track and importlib.util.find_spec("wandb") is None:
-        sys.exit("--track needs Weights & Biases: pip install wandb.")
-    if args.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
-        sys.exit("--compile needs a C++ compiler, and none is on the PATH: install g++, or train without --compile.")
-    if min(args.alpha, args.mask, args.vae_weight) < 0 or not 0 < args.discount < 1:
-        sys.exit("--alpha, --mask and --vae-weight must be at least 0, and --discount between 0 and 1.")
-
-
 def main(args: Args) -> None:
-    checkpoint = None
-    if args.resume or args.eval:
-        own = ["resume"] if args.resume else ["eval", "final_eval_episodes", "render_video"]
-        given = [f.name for f in fields(args) if f.name not in own and getattr(args, f.name) != f.default]
-        if given:
-            sys.exit(f"--{own[0]} takes this from the run itself: drop --{' --'.join(given).replace('_', '-')}.")
-    if args.resume:
-        config = read_config(args.resume)
-        paths = [Path(args.resume).resolve().parent / name for name in config["group"]]
-        if (paths[-1] / "result.json").exists():
-            sys.exit(f"{args.resume} is complete: see its result.json.")
-        if not (paths[0] / "checkpoint.pt").exists():
-            sys.exit(f"{paths[0]} holds no checkpoint.pt: the run ended before its first one, so start it anew.")
-        args, checkpoint = Args(**config["args"]), load_tensors(paths[0] / "checkpoint.pt")
-    elif args.tuned:
-        args = tuned(args)
-    check(args)
     if args.eval:
-        return evaluate_saved(args)
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda"):
-        torch.cuda.set_device(torch.device(device).index or 0)
-        warnings.filterwarnings("ignore", message="This instance was constructed with capturable")  # it warms up first
-    torch.set_float32_matmul_precision(args.matmul_precision)
-
-    # --- Environment, data, agent ---
-    try:
-        env = gymnasium.make(args.env_id)
-    except (gymnasium.error.Error, ImportError, RuntimeError, ValueError) as error:
-        sys.exit(f"--env-id {args.env_id}: {error} (`python -m d4rl_gymnasium list` shows D4RL's tasks.)")
-    dataset = d4rl.find_dataset(env, args.dataset_path, args.stand_in)
-    if checkpoint and checkpoint["dataset_sha256"] != dataset.sha256:
-        sys.exit(f"{dataset.path} is not the file that this run was trained on: its sha256 differs.")
-    if checkpoint and (config["device"] == "cpu") != (device == "cpu"):
-        sys.exit(f"{paths[0]} was trained on {config['device']}, whose random numbers {device} cannot continue.")
-    agent = Agent(args, d4rl.qlearning_dataset(env, dataset), env.action_space.low, env.action_space.high, device)
-    seeds = [args.seed + k for k in range(args.num_seeds)]
-    step, seconds, history = 0, 0.0, [[] for _ in seeds]  # history: each seed's rows of metrics.csv
-    if checkpoint:
-        agent.load(checkpoint["tensors"], checkpoint["generators"])
-        step, seconds, history = checkpoint["step"], checkpoint["seconds"], checkpoint["history"]
-        for seed, path in zip(seeds, paths, strict=True):  # config.json tells of each resumption with what it went on
-            config, here = read_config(str(path)), describe(args, seed, device, dataset, paths)
-            here = {"step": step} | {key: here[key] for key in ("device", "versions", "commit")}
-            save_json(path / "config.json", config | {"resumed": config.get("resumed", []) + [here]})
-    else:
-        timestamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-        name = f"{args.env_id.replace('/', '-')}__{Path(__file__).stem}__%d__{timestamp}"
-        name += "__stand-in" * ("stand-in" in dataset.source)
-        paths = [Path(args.runs_dir) / (name % seed) for seed in seeds]
-        for seed, path in zip(seeds, paths, strict=True):
-            path.mkdir(parents=True)
-            save_json(path / "config.json", describe(args, seed, device, dataset, paths))
-    print(f"{args.env_id}: {len(agent.rows):,} transitions ({dataset.source}), on {device}", *paths, sep="\n")
-
-    # --- Logging, checkpoints, Ctrl-C ---
-    writers, trackers = [SummaryWriter(str(path), purge_step=step + 1) for path in paths], []
-    if args.track:
-        import wandb
-
-        for path in paths:
-            trackers.append(
-                wandb.init(project="aspc", name=path.name, id=path.name, config=read_config(str(path)),
-                           resume="allow", reinit="create_new")
-            )
-
-    def log(k: int, values: dict[str, float | None]) -> None:
-        values = {tag: value for tag, value in values.items() if value is not None}
-        for tag, value in values.items():
-            writers[k].add_scalar(tag, value, step)
-        if trackers:
-            trackers[k].log(values, step=step)
-
-    def require_finite(tensors: dict[str, Tensor]) -> None:
-        """Exit at the first quantity, (K, ...), that is not finite, before it reaches an evaluation or a checkpoint."""
-        finite = {name: t.isfinite().reshape(len(seeds), -1).all(1) for name, t in tensors.items() if t.ndim}
-        for i, k in torch.stack(list(finite.values())).logical_not().nonzero().tolist():  # waits for the device
-            sys.exit(f"Seed {seeds[k]} diverged: {list(finite)[i]} is not finite at step {step}. The last checkpoint "
-                     f"before, if there is one, is in {paths[0]}.")
-
-    def save_checkpoint() -> None:
-        state = {
-            "step": step, "seconds": seconds, "history": history, "dataset_sha256": dataset.sha256,
-            "tensors": agent.tensors(), "generators": [generator.get_state() for generator in agent.generators],
-        }
-        save_tensors(paths[0] / "checkpoint.pt", state)
-        for k, path in enumerate(paths):
-            save_tensors(path / "actor.pt", agent.saved_actor(k))
-
-    stop = []
-
-    def request_stop(number: int, _) -> None:
-        stop.append(number)
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
-
-    handlers = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    # --- Training ---
-    bar = tqdm(total=args.total_steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1)
-    start, start_step = time.time(), step
-    while step < args.total_steps and not stop:
-        agent.advance()
-        step += agent.period_steps
-        bar.update(agent.period_steps)
-        log_due, eval_due, checkpoint_due = (
-            step % interval < agent.period_steps or step >= args.total_steps
-            for interval in (LOG_INTERVAL, args.eval_interval, args.checkpoint_interval)
-        )
-        if not (log_due or eval_due or checkpoint_due or stop):
-            continue
-        require_finite(agent.metrics | agent.tensors())
-        updates_per_second = (step - start_step) / (time.time() - start)
-        seconds += time.time() - start
-        values = torch.stack([value.double() for value in agent.metrics.values()], 1).tolist()  # (K, metrics)
-        metrics = [dict(zip(agent.metrics, row, strict=True)) for row in values]
-        for k in range(len(seeds)):
-            log(k, metrics[k] | {"charts/SPS": updates_per_second})
-        if eval_due:
-            for k, returns in enumerate(evaluate(agent.act, args.env_id, seeds, args.eval_episodes)):
-                evaluation = {
-                    "charts/episodic_return": returns.mean().item(),
-                    "charts/normalized_score": normalized_score(args.env_id, returns),
-                }
-                log(k, evaluation)
-                row = {"step": step, "seconds": seconds, "charts/SPS": updates_per_second} | evaluation
-                history[k].append(row | {"episodic_return_std": returns.std().item()} | metrics[k])
-                save_csv(paths[k] / "metrics.csv", history[k])
-        if checkpoint_due:
-            save_checkpoint()
-        scores = np.array([rows[-1]["charts/normalized_score"] for rows in history if rows], float)
-        bar.set_postfix_str(f"score {scores.round(1)}")
-        start, start_step = time.time(), step
-    bar.close()
-    if stop:
-        save_checkpoint()
-    for closing in writers:
-        closing.close()
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    if stop:
-        print(f"Stopped at step {step}. To continue: python {sys.argv[0]} --resume {paths[0]}")
-        sys.exit(128 + stop[0])
-
-    # --- Final evaluation ---
-    final_returns = evaluate(agent.act, args.env_id, seeds, args.final_eval_episodes, progress=True)
-    for k, path in enumerate(paths):
-        result = {
-            "env_id": args.env_id, "script": Path(__file__).stem, "seed": seeds[k], "dataset": dataset.source,
-            "steps": step, "seconds": seconds, "final_score": normalized_score(args.env_id, final_returns[k]),
-            "final_returns": final_returns[k].tolist(), "last": history[k][-1],
-            "best": max(history[k], key=lambda row: row["charts/episodic_return"]),
-        }
-        save_json(path / "result.json", result)
-        print(f"Seed {seeds[k]}: {summary(args.env_id, final_returns[k], dataset.source)}")
-    for tracker in trackers:
-        tracker.finish()
+        return evaluate_saved(args, __file__, load_policy, d4rl.percent_score)
+    if args.tuned and not args.resume:
+        args = tuned(args)
+    run = Run(args, __file__)  # a new run, or with --resume one that stopped
+    args = run.args
+    tasks = d4rl.load_tasks(args.env_id, args.dataset_path, args.stand_in)
+    agent = Agent(args, tasks.transitions, tasks.low, tasks.high, run.device)
+    run.start(agent, tasks, d4rl.percent_score)
+    while run.goes_on():
+        agent.advance()  # one period of gradient steps
+        run.advanced()  # metrics, evaluation and checkpoint where they are due
+    run.finish()  # the final evaluation
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args, description=__doc__))
-    except d4rl.DatasetError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit("Interrupted. A run that has a checkpoint continues with --resume RUN_DIR.")
-    except OSError as error:
-        sys.exit(f"{error}. A run that has a checkpoint is intact: continue with --resume RUN_DIR.")
+    launch(main, Args, __doc__, d4rl.DatasetError)

@@ -10,7 +10,7 @@ A script defines `Args(RunArgs)`, the method's arguments, and an agent (run.Agen
         run.advanced()
     run.finish()
 
-The modules, in reading order: args, run, evaluation, saved, files, log, signals, acceleration, video.
+The modules, in reading order: args, run, evaluation, saved, files, log, signals, acceleration.
 """
 
 from offline_run.acceleration import compile_agent, graph_agent, load_state

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from offline_run.args import first_line
+
 CHUNK = 5  # episodes stepped together: always as many rows, for how a matrix product rounds depends on its size
 
 
@@ -69,8 +71,13 @@ def play(policy: nn.Module, envs: list[gymnasium.Env], seed: int, first: int) ->
 
 
 def check_environment(env_id: str, max_episode_steps: int | None) -> None:
-    """Exit with a sentence where episodes may never end; say so where actions are rounded."""
-    env = gymnasium.make(env_id, max_episode_steps=max_episode_steps)
+    """Exit with a sentence where there is no such environment, or its episodes may never end; say so if it takes whole
+    numbers.
+    """
+    try:
+        env = gymnasium.make(env_id, max_episode_steps=max_episode_steps)
+    except (gymnasium.error.Error, ImportError) as error:
+        sys.exit(f"There is no environment {env_id} here: {first_line(error)}.")
     if env.spec.max_episode_steps is None:
         sys.exit(f"{env_id} has no step limit, so an episode may never end: give one with --max-episode-steps.")
     if np.issubdtype(env.action_space.dtype, np.integer):
@@ -82,16 +89,12 @@ def check_environment(env_id: str, max_episode_steps: int | None) -> None:
 
 
 def begin_worker() -> None:
-    """A worker outlives Ctrl-C and a closing terminal, which its parent answers, and never its parent."""
+    """A worker outlives Ctrl-C and a closing terminal, which its parent answers, but never its parent."""
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-    def die_with_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=die_with_parent, daemon=True).start()
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def chunk(policy: bytes, *arguments) -> np.ndarray:
@@ -103,9 +106,9 @@ class Evaluator:
     """Plays episodes, one evaluation at a time: in processes, started when first needed, or in place (workers 0)."""
 
     def __init__(self, workers: int, max_episode_steps: int | None = None):
-        self.workers, self.max_episode_steps = workers, max_episode_steps
         context = multiprocessing.get_context("spawn")  # a fork would inherit the GPU's state, and every lock
         self.pool = ProcessPoolExecutor(workers, context, begin_worker) if workers else None
+        self.max_episode_steps = max_episode_steps
 
     def begin(self, policies: list[nn.Module], learners: list[tuple[str, int]], number: int) -> "Evaluator":
         """Let each policy play `number` episodes of its learner's (env_id, seed). Returns itself."""
@@ -118,25 +121,25 @@ class Evaluator:
         return self
 
     def submit(self, arguments: tuple) -> Future | None:
-        """The future of a chunk; None if it is to be played in place."""
-        if not self.workers:
-            return None
-        mask = getattr(signal, "pthread_sigmask", lambda *_: None)  # a process inherits it: no Ctrl-C while it starts
-        mask(signal.SIG_BLOCK, {signal.SIGINT})
+        """The future of a chunk; None if there are no processes, so that `returns` plays it."""
+        mask = getattr(signal, "pthread_sigmask", None)  # a process inherits it: no Ctrl-C while it starts
+        if mask:
+            mask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return self.pool.submit(chunk, *arguments)
+            return self.pool and self.pool.submit(chunk, *arguments)
         except BrokenProcessPool:
-            return self.give_up()
+            self.give_up()
         finally:
-            mask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            if mask:
+                mask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def give_up(self) -> None:
-        if self.workers:
+        if self.pool:
             tqdm.write("A process that evaluates has died (out of memory?): from now on, training waits.", sys.stderr)
-        self.workers = 0
+        self.pool = None
 
     def done(self) -> bool:
-        """Whether `returns` would not wait for another process."""
+        """Whether `returns` need not wait for another process."""
         return all(future is None or future.done() for _, future in self.chunks)
 
     def returns(self) -> np.ndarray:

@@ -69,7 +69,7 @@ def load_tensors(path: Path) -> dict:
 
 def create(args: RunArgs, script: Path, device: str, datasets: list) -> list[Path]:
     """The new directories of a run, each with its config.json, one a learner. datasets: each learner's."""
-    timestamp, paths = datetime.now().strftime("%Y%m%d-%H%M%S-%f"), []
+    timestamp, machine, paths = datetime.now().strftime("%Y%m%d-%H%M%S-%f"), describe_machine(script, device), []
     for (env_id, seed), dataset in zip(learners(args), datasets, strict=True):
         name = f"{re.sub('[/:]', '-', env_id)}__{script.stem}__{seed}__{timestamp}"
         paths.append(Path(args.runs_dir).resolve() / (name + "__stand-in" * ("stand-in" in dataset.source)))
@@ -83,7 +83,7 @@ def create(args: RunArgs, script: Path, device: str, datasets: list) -> list[Pat
             "dataset": {"path": str(dataset.path), "sha256": dataset.sha256, "source": dataset.source},
         }
         path.mkdir(parents=True)
-        save_json(path / "config.json", config | describe_machine(script, device))
+        save_json(path / "config.json", config | machine)
     return paths
 
 

@@ -232,8 +232,7 @@ class Run:
         self.log.hold()
         if not self.signals.received:  # else the run that is resumed does it
             self.begin(self.args.eval_episodes)
-            if not self.evaluator.workers:
-                self.collect(wait=True)
+            self.collect(wait=False)  # at once where there are no processes
 
     def collect(self, wait: bool) -> None:
         """Complete the pending rows, if there are any and their evaluation is done, or wait for it."""

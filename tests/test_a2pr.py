@@ -4,7 +4,7 @@ torch.distributions, of what is imitated row by row; and the official settings."
 import numpy as np
 import pytest
 import torch
-from conftest import A, S, load_script, make_agent, random_data
+from conftest import A, S, load_script, make_agent, parts, random_data
 from test_device import NoHost
 from torch import nn
 from torch.distributions import Normal, kl_divergence
@@ -19,15 +19,14 @@ VARIANTS = {
     },
 }  # fmt: skip
 
-one = lambda params: {name: p[0] for name, p in params.items()}  # noqa: E731
-
 
 # --- One update -------------------------------------------------------------------------------------------------------
 
 
-def network(parameters: dict, index: tuple, prefix: str = "net.") -> nn.Sequential:
-    """One seed's ReLU network as an ordinary module."""
-    tensors = [p[index] for name, p in parameters.items() if name.startswith(prefix)]
+def network(function, vector: torch.Tensor, prefix: str = "net.") -> nn.Sequential:
+    """One learner's ReLU network as an ordinary module."""
+    named = zip(function.shapes, parts(function, vector), strict=True)
+    tensors = [p for name, p in named if name.startswith(prefix)]
     layers = []
     for weight in tensors[::2]:
         layers += [nn.Linear(*weight.T.shape), nn.ReLU()]
@@ -38,15 +37,14 @@ def network(parameters: dict, index: tuple, prefix: str = "net.") -> nn.Sequenti
 
 
 class Restatement:
-    """One seed with modules, `backward` and torch's own Adam; the VAE's noise is given."""
+    """One learner with modules, `backward` and torch's own Adam; the VAE's noise is given."""
 
     def __init__(self, agent, alpha=2.5, mask=1.0, vae_weight=1.0, discount=0.99, official_networks=False):
         self.alpha, self.mask, self.vae_weight, self.discount = alpha, mask, vae_weight, discount
-        self.mean, self.std = agent.actor_net.mean, agent.actor_net.std
-        self.actor, self.target_actor = network(agent.actor, (0,)), network(agent.actor, (0,))
-        self.q, self.target_q = ([network(agent.critics, (0, j)) for j in range(2)] for _ in range(2))
-        self.v = network(agent.value, (0,))
-        self.encoder, self.decoder = (network(agent.vae, (0,), name) for name in ("encoder.", "decoder."))
+        self.actor, self.target_actor = (network(agent.pi, agent.theta[0]) for _ in range(2))
+        self.q, self.target_q = ([network(agent.q, agent.phi[0, j]) for j in range(2)] for _ in range(2))
+        self.v = network(agent.v, agent.psi[0])
+        self.encoder, self.decoder = (network(agent.vae, agent.omega[0], name) for name in ("encoder.", "decoder."))
         hidden = [sum(isinstance(x, nn.ReLU) for x in net) for net in (self.actor, self.q[0], self.v)]
         assert hidden == ([3, 4, 4] if official_networks else [2, 3, 3])
         assert [p.shape[0] for p in self.encoder.parameters()] == [750, 750, 750, 750, 4 * A, 4 * A]
@@ -75,7 +73,6 @@ class Restatement:
 
     def train(self, s, a, next_s, r, d, noise):
         self.iteration += 1
-        s, next_s = (s - self.mean) / self.std, (next_s - self.mean) / self.std
         target_noise, vae_noise, offer_noise = noise[:, :A], noise[:, A : 3 * A], noise[:, 3 * A :]
         with torch.no_grad():
             next_a = (self.target_actor(next_s).tanh() + (target_noise * 0.2).clamp(-0.5, 0.5)).clamp(-1, 1)
@@ -119,25 +116,24 @@ def test_equals_the_restatement(float64, variant):
     plain = Restatement(agent, **VARIANTS[variant])
     for _ in range(STEPS // agent.period_steps):
         agent.advance()  # leaves its batch indices and noise behind
-        for i in range(agent.period_steps):
-            s, a, next_s, r, d = agent.rows[agent.indices[0, i]].split(agent.widths, 1)
-            plain.train(s, a, next_s, r[:, 0], d[:, 0], agent.noise[0, i])
+        for batch in zip(*(x[0] for x in (*agent.buffer.batches(), agent.noise)), strict=True):
+            plain.train(*batch)
         shares = [agent.metrics[f"losses/{name}"].item() for name in ("imitated", "offered")]
         assert shares == pytest.approx(plain.shares[-1], abs=1e-12)
     vae = [*plain.encoder.parameters(), *plain.decoder.parameters()]
     pairs = {
-        "actor": (agent.actor, plain.actor.parameters(), (0,)),
-        "target actor": (agent.target_actor, plain.target_actor.parameters(), (0,)),
-        "V": (agent.value, plain.v.parameters(), (0,)),
-        "VAE": (agent.vae, vae, (0,)),
-        "critic 1": (agent.critics, plain.q[0].parameters(), (0, 0)),
-        "critic 2": (agent.critics, plain.q[1].parameters(), (0, 1)),
-        "target critic 1": (agent.target_critics, plain.target_q[0].parameters(), (0, 0)),
-        "target critic 2": (agent.target_critics, plain.target_q[1].parameters(), (0, 1)),
+        "actor": (agent.pi, agent.theta[0], plain.actor.parameters()),
+        "target actor": (agent.pi, agent.target_theta[0], plain.target_actor.parameters()),
+        "V": (agent.v, agent.psi[0], plain.v.parameters()),
+        "VAE": (agent.vae, agent.omega[0], vae),
+        "critic 1": (agent.q, agent.phi[0, 0], plain.q[0].parameters()),
+        "critic 2": (agent.q, agent.phi[0, 1], plain.q[1].parameters()),
+        "target critic 1": (agent.q, agent.target_phi[0, 0], plain.target_q[0].parameters()),
+        "target critic 2": (agent.q, agent.target_phi[0, 1], plain.target_q[1].parameters()),
     }
     errors = {
-        name: max((p[index] - q).abs().max().item() for p, q in zip(ours.values(), theirs, strict=True))
-        for name, (ours, theirs, index) in pairs.items()
+        name: max((p - q).abs().max().item() for p, q in zip(parts(function, ours), theirs, strict=True))
+        for name, (function, ours, theirs) in pairs.items()
     }
     assert all(error < 1e-8 for error in errors.values()), errors
     assert all(0 < np.mean(share) < 1 for share in zip(*plain.shares, strict=True))  # each choice is taken, not always
@@ -150,26 +146,25 @@ def test_vae_loss(float64):
     """Against torch.distributions, with bounds other than ±1 and log_std beyond its limits."""
     module = load_script(SCRIPT)
     low, high = np.array([-2.0, -1.0, 0.0]), np.array([2.0, 1.0, 4.0])
-    agent = module.Agent(module.Args(batch_size=4, vae_weight=1.5), random_data(), low, high, "cpu")
-    vae, critics = one(agent.vae), one(agent.critics)
+    agent = module.Agent(module.Args(batch_size=4, vae_weight=1.5), [random_data()], low, high, "cpu")
+    omega = agent.omega[0].clone()
+    encoder_bias = dict(zip(agent.vae.shapes, parts(agent.vae, omega), strict=True))["encoder.4.bias"]  # a view
     bias = torch.zeros(4 * A)
     bias[2 * A :] = torch.tensor([-9.0, -3.0, -1.0, 0.0, 0.5, 1.0])
-    vae["encoder.4.bias"] = bias
-    batch = module.Batch(torch.randn(64, S), torch.rand(64, A), torch.randn(64, S), None, None)
-    noise, v = torch.randn(64, 2 * A), 0.02 * torch.randn(64)
-    decoded, mean, log_std = torch.func.functional_call(agent.vae_net, vae, (batch[0], batch[1], noise))
+    encoder_bias.copy_(bias)
+    s, a, noise, advantage = torch.randn(64, S), torch.rand(64, A), torch.randn(64, 2 * A), torch.randn(64)
+    decoded, mean, log_std = agent.vae(omega, s, a, noise)
     assert ((decoded >= torch.tensor(low)) & (decoded <= torch.tensor(high))).all() and decoded[:, 2].mean() > 1.5
     assert (log_std[:, 0] == -4).all() and (log_std[:, 1:] > -4).all()
-    loss, (reconstruction, advantage) = agent.vae_loss(vae, critics, v, batch, noise)
-    torch.testing.assert_close(advantage, agent.q1(critics, batch[0], batch[1]) - v)
+    loss, reconstruction = agent.vae_loss(omega, advantage, s, a, noise)
     rows = [i for i in range(64) if advantage[i] > 0]
     assert 0 < len(rows) < 64
-    expected = 1.5 * (decoded[rows] - batch.actions[rows]).square().sum() / (64 * A)
+    expected = 1.5 * (decoded[rows] - a[rows]).square().sum() / (64 * A)
     torch.testing.assert_close(reconstruction, expected, rtol=1e-12, atol=1e-12)
     kl = kl_divergence(Normal(mean, log_std.exp()), Normal(0.0, 1.0)).mean()
     torch.testing.assert_close(loss, expected + kl / 2, rtol=1e-12, atol=1e-12)
-    vae["encoder.4.bias"] = bias + 30
-    assert (torch.func.functional_call(agent.vae_net, vae, (batch[0], batch[1], noise))[2][:, 1:] == 15).all()
+    encoder_bias.copy_(bias + 30)
+    assert (agent.vae(omega, s, a, noise)[2][:, 1:] == 15).all()
 
 
 # --- What is imitated -------------------------------------------------------------------------------------------------
@@ -191,18 +186,18 @@ def test_vae_loss(float64):
 )
 def test_choice_and_mask(float64, monkeypatch, q_offered, q_data, target, imitated):
     agent = make_agent(SCRIPT, mask=0.7)
-    batch = load_script(SCRIPT).Batch(torch.randn(8, S), torch.rand(8, A), None, None, None)
-    actor, vae, noise = one(agent.actor), one(agent.vae), torch.randn(8, 2 * A)
-    pi = agent.pi(actor, batch.observations)
-    offered = torch.func.functional_call(agent.vae_net, vae, (batch.observations, pi, noise))[0]
-    values = lambda critics, s, a: torch.full((8,), q_offered if torch.equal(a, offered) else 3.0)  # noqa: E731
-    monkeypatch.setattr(agent, "q1", values)
-    arguments = (torch.zeros(8), torch.full((8,), q_data), batch, noise)
-    loss, (q, imitated_share, offered_share) = agent.policy_loss(actor, {}, vae, *arguments)
-    other = {"offered": offered, "data": batch.actions}[target]
+    theta, phi, omega = agent.theta[0], agent.phi[0], agent.omega[0]
+    s, a, noise = torch.randn(8, S), torch.rand(8, A), torch.randn(8, 2 * A)
+    pi = agent.pi(theta, s)
+    offered = agent.vae(omega, s, pi, noise)[0]
+    values = lambda critic, s, a: torch.full((8,), q_offered if torch.equal(a, offered) else 3.0)  # noqa: E731
+    monkeypatch.setattr(agent, "q", values)
+    loss, metrics = agent.actor_loss(theta, phi, omega, torch.zeros(8), torch.full((8,), q_data), s, a, noise)
+    other = {"offered": offered, "data": a}[target]
     expected = -2.5 + imitated * 0.7 * (pi - other).square().mean()
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
-    assert (q, imitated_share, offered_share) == (3.0, float(imitated), float(target == "offered"))
+    seen = tuple(metrics[f"losses/{name}"] for name in ("q", "imitated", "offered"))
+    assert seen == (3.0, float(imitated), float(target == "offered"))
 
 
 # --- Seeds, devices, the saved actor ----------------------------------------------------------------------------------
@@ -225,19 +220,15 @@ def test_official_networks_stay_on_the_device():
 
 
 @pytest.mark.parametrize("official_networks", [False, True])
-def test_saved_actor_evaluates_as_it_acted(official_networks, tmp_path, monkeypatch):
-    """`--eval` builds the policy of the run's size."""
-    module, seen = load_script(SCRIPT), []
-    agent = make_agent(SCRIPT, official_networks=official_networks)
+def test_saved_actor_acts_as_the_learner(official_networks):
+    """`load_policy` builds the policy of the run's size."""
+    agent = make_agent(SCRIPT, num_seeds=2, official_networks=official_networks)
     agent.advance()
-    module.save_tensors(tmp_path / "actor.pt", agent.saved_actor(0))
-    args = {"env_id": "hopper-medium-v2", "official_networks": official_networks}
-    config = {"script": "a2pr", "seed": 0, "args": args, "dataset": {"source": "own file"}}
-    module.save_json(tmp_path / "config.json", config)
-    monkeypatch.setattr(module, "evaluate", lambda act, *_, **__: seen.append(act) or np.zeros((1, 1)))
-    module.main(module.Args(eval=str(tmp_path)))
-    observations = np.random.default_rng(1).normal(1.0, 2.0, (1, 7, S)).astype(np.float32)
-    np.testing.assert_allclose(seen[0](observations), agent.act(observations), rtol=0, atol=1e-5)
+    saved = load_script(SCRIPT).load_policy(agent.policy(1).state_dict())
+    observations = torch.randn(7, S)
+    states = (observations - agent.buffer.mean[1]) / agent.buffer.std[1]
+    with torch.no_grad():
+        torch.testing.assert_close(saved(observations), agent.pi(agent.theta[1], states), rtol=0, atol=1e-5)
 
 
 # --- The official settings --------------------------------------------------------------------------------------------
@@ -254,7 +245,9 @@ def test_settings():
     }
     assert module.TUNED.keys() == expected.keys()
     for env_id, values in expected.items():
-        args = module.tuned(module.Args(env_id=env_id, tuned=True, seed=7, alpha=99.0))
+        args = module.tuned(module.Args(env_id=(env_id,), tuned=True, seed=7, alpha=99.0))
         assert tuple(getattr(args, name) for name in names) == values and args.seed == 7
     with pytest.raises(SystemExit, match="no settings for hopper-expert-v2"):
-        module.tuned(module.Args(env_id="hopper-expert-v2", tuned=True))
+        module.tuned(module.Args(env_id=("hopper-expert-v2",), tuned=True))
+    with pytest.raises(SystemExit, match="hopper-medium-v2 and walker2d-medium-v2 want other settings"):
+        module.tuned(module.Args(env_id=("hopper-medium-v2", "walker2d-medium-v2"), tuned=True))
