@@ -3,18 +3,20 @@
     python -m benchmark.run --scripts aspc_td3bc baselines/td3bc --tasks locomotion-9 maze2d --seeds 0-3 --dry-run
     python -m benchmark.run --suite table2 --tasks maze2d --jobs 8
 
-A job is one process: a script, a task, arguments, and a group of seeds. What has been done is read from the run
-directories themselves, so the same command started again skips finished runs, resumes those that have a checkpoint, and
-starts the rest; runs started by hand count as well. Everything passes through files: run directories, one log a job,
-the file `stop`. A thread of this process (--engine local) or a Ray worker on another machine that sees the same folders
-(--engine ray) can therefore do the same work with the same function, `run_job`.
+A job is one process: a script, arguments, and the learners that it trains side by side, tasks of one robot times seeds.
+What has been done is read from the run directories themselves, so the same command started again skips the learners
+that have finished, resumes the groups that have a checkpoint, and starts the rest; runs started by hand count as well.
+Everything passes through files: run directories, one log a job, the files `stop` and `kill`. A thread of this process
+(--engine local) or a Ray worker on another machine that sees the same folders (--engine ray) can therefore do the same
+work with the same function, `run_job`.
 """
 
-import csv
-import fcntl
+import ast
 import itertools
 import json
+import math
 import os
+import platform
 import queue
 import re
 import shlex
@@ -27,16 +29,19 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
+import filelock
 import tyro
 
 import d4rl_gymnasium as d4rl
-from benchmark.scripts import DOMAINS, ROBOTS, ROOT, flags, read_arguments, tuned_arguments
+from benchmark.estimates import print_estimate
+from benchmark.found import Learner, is_held, is_refused, is_whole, last_step, reached_alpha, read_runs, runs_of
+from benchmark.scripts import ROOT, flags, script_arguments, tuned_settings
+from benchmark.suites import ASPC, REACHED, SUITES, TASK_SETS, UNIONS
 
 
 @dataclass
@@ -52,10 +57,11 @@ class Args:
     fig9, fig10, fig11, fig12, readings, smoke"""
     seeds: str = "0-3"
     """such as 0-3 or 0,2,5-7"""
-    seeds_per_run: int = 1
-    """seeds trained together in one process: costs time on a CPU, next to none on a GPU"""
+    learners_per_run: int | None = None
+    """how many learners, tasks of one robot times seeds, train side by side in one process at most; by default 16 on a
+    GPU, where they cost little more than one, and 1 on a CPU"""
     set: tuple[str, ...] = ()
-    """key=value ...: arguments for every script, such as total_steps=200000 compile=true"""
+    """key=value ...: arguments for every script, such as total_steps=200000 compile=off"""
     dataset_dir: Path | None = None
     """a task whose file ENV_ID.hdf5 is in this folder takes its data from there"""
     stand_in: bool = False
@@ -63,9 +69,11 @@ class Args:
     runs_dir: Path = Path("runs")
     """the folder of the run directories, of logs/ and of commands.txt (on a cluster: one that all machines share)"""
     dry_run: bool = False
-    """print every job's state and command, and stop"""
+    """print every job's state and command and the hours that they take, and stop"""
+    set_aside: Path | None = None
+    """move damaged run directories into this folder; without it they are named, and left where they are"""
     steps_per_second: float | None = None
-    """of one run: estimate the hours of the plan (else from the speeds in docs/results/speed-*.json)"""
+    """of one process: estimate the hours of the plan by it, in place of the speeds in docs/results/speed-*.json"""
 
     engine: Literal["local", "ray"] = "local"
     """local: processes of this machine; ray: the same through Ray (pip install -r requirements-benchmark.txt)"""
@@ -81,86 +89,7 @@ class Args:
     """with --engine local and --per-gpu: the GPUs to use"""
 
 
-# --- What can be run --------------------------------------------------------------------------------------------------
-
-TASK_SETS = {
-    "paper": list(d4rl.TASKS),  # stands in the order of the paper's Table 1
-    "locomotion": DOMAINS["MuJoCo"],
-    "maze2d": DOMAINS["Maze2d"],
-    "antmaze": DOMAINS["AntMaze"],
-    "adroit": DOMAINS["Adroit"],
-    "table3": [f"{robot}-medium{more}-v2" for robot in ROBOTS["MuJoCo"] for more in ("", "-expert", "-replay")],
-    "ogbench": list(d4rl.OGBENCH_TASKS),  # as in Table 4
-    "ogbench-large": [task for task in d4rl.OGBENCH_TASKS if "large" in task],
-    "ogbench-giant": [task for task in d4rl.OGBENCH_TASKS if "giant" in task],
-}
-TASK_SETS |= {"d4rl": TASK_SETS["paper"], "locomotion-9": TASK_SETS["table3"]}
-
-ASPC, TD3BC = "aspc_td3bc", "baselines/td3bc"
-REACHED = "REACHED"  # stands for the α that ASPC reached on the same task, mean over the seeds; known when these end
-VARIANTS = "benchmark/ablations"
-# OGBench's protocol, and what FQL's authors chose there for ReBRAC and IQL
-OGBENCH = {"eval_interval": 100_000, "eval_episodes": 50, "final_eval_episodes": 50}
-IQL_OGBENCH = OGBENCH | {"expectile": 0.9, "beta": 10.0}
-REBRAC_OGBENCH = OGBENCH | {"actor_bc_coef": 0.003, "critic_bc_coef": 0.01}
-# name: (task sets, [(script, arguments)]). A script that this checkout does not have is left out, and named.
-SUITES: dict[str, tuple[list[str], list[tuple[str, dict[str, Any]]]]] = {
-    "table1": (["paper"], [
-        *((s, {}) for s in (ASPC, TD3BC, "baselines/wpc", "baselines/a2pr")),
-        *((s, {"tuned": True}) for s in ("baselines/iql", "baselines/rebrac")),
-    ]),
-    "table2": (["paper"], [  # dynamic, naive, converged, linear
-        (ASPC, {}), (TD3BC, {}), (TD3BC, {"alpha": REACHED}), (TD3BC, {"alpha_final": REACHED}),
-    ]),
-    "table3": (["table3"], [
-        pair for base in ("iql", "cql", "diffusionql")
-        for pair in ((f"baselines/{base}", {"tuned": True}), (f"aspc_{base}", {}))
-    ]),
-    **{f"table4-{maze}": ([f"ogbench-{maze}"], [
-        (TD3BC, OGBENCH), ("baselines/iql", IQL_OGBENCH), ("baselines/rebrac", REBRAC_OGBENCH | discount),
-        (ASPC, OGBENCH), ("baselines/fql", OGBENCH | {"tuned": True}), ("aspc_fql", OGBENCH | {"tuned": True}),
-    ]) for maze, discount in (("large", {}), ("giant", {"discount": 0.995}))},
-    "table13": (["paper"], [(ASPC, {}), *((f"{VARIANTS}/l_bc_form{n}", {}) for n in (1, 2, 3, 5))]),  # form 4 is ASPC's
-    "mazes": (["maze2d"], [
-        *((s, {}) for s in (ASPC, TD3BC, "baselines/wpc", "baselines/a2pr")),  # A2PR has no settings of mazes
-        *((s, {"tuned": True}) for s in ("baselines/rebrac", "baselines/iql")),
-    ]),
-    "fig1b": (["paper"], [  # settings of each task, and one setting for all
-        (ASPC, {}), (TD3BC, {}),
-        *((f"baselines/{name}", {"tuned": tuned}) for name in ("iql", "rebrac") for tuned in (True, False)),
-    ]),
-    "fig5": (["halfcheetah-medium-v2"], [  # run times: give the machine nothing else to do, and --jobs 1
-        *((f"baselines/{name}", {}) for name in ("td3bc", "cql", "iql", "wpc", "a2pr")),
-        *((ASPC, {"alpha_interval": n}) for n in (5, 10, 20, 30)),
-    ]),
-    "fig6a": (["paper"], [(s, {"robust_critic": rc}) for s in (ASPC, "baselines/wpc") for rc in (True, False)]),
-    "fig6b": (["paper"], [(ASPC, {"l_q_coef": q, "l_bc_coef": bc}) for q in (0.0, 1.0) for bc in (0.0, 1.0)]),
-    "fig9": (["antmaze", "adroit"], [(ASPC, {}), (f"{VARIANTS}/advantage_weighted_bc", {})]),
-    "fig10": (["halfcheetah-medium-v2"], [(ASPC, {}), (TD3BC, {})]),
-    # The values of the paper's Figs. 11 and 12 are in its pictures only: these are ours, around its setting.
-    "fig11": (["locomotion", "antmaze", "adroit"], [(ASPC, {"alpha_init": a}) for a in (0.5, 1.0, 2.5, 5.0, 10.0)]),
-    "fig12": (["paper"], [(ASPC, {"alpha_lr": rate}) for rate in (2e-4, 1e-3, 2e-3, 5e-3, 1e-2)]),
-    # Where the paper's text and the released code differ: the text's reading beside the code's.
-    "readings": (["paper"], [(s, {}) for s in (ASPC, f"{VARIANTS}/one_step_delta_q", f"{VARIANTS}/fresh_outer_batch")]),
-    "smoke": (["maze2d-umaze-v1"], [  # needs no download, and ends in minutes
-        (s, {"total_steps": 2000, "eval_interval": 1000, "eval_episodes": 2, "final_eval_episodes": 5})
-        for s in (ASPC, TD3BC)
-    ]),
-}  # fmt: skip
-# Suites of suites; what two of them share is run once, and --tasks picks among the tasks of each
-UNIONS = {"table4": ("table4-large", "table4-giant"), "paper": ("table1", "table3", "table4-large", "table4-giant")}
-UNIONS["everything"] = tuple(name for name in SUITES if name != "smoke")
-
-
-def script_arguments(script: str) -> dict[str, tuple[str, Any]]:
-    """A script's arguments, name -> (type as written, default). Exits with a sentence if it is none that trains."""
-    path = ROOT / f"{script}.py"
-    if not path.is_file():
-        sys.exit(f"--scripts {script}: there is no {path}.")
-    arguments = read_arguments(path)
-    if not {"env_id", "seed", "num_seeds", "total_steps", "resume"} <= arguments.keys():
-        sys.exit(f"--scripts {script}: {path} does not train: its Args lack env_id, seed, total_steps or resume.")
-    return arguments
+# --- What is asked for ------------------------------------------------------------------------------------------------
 
 
 def parse_settings(settings: tuple[str, ...], scripts: list[str]) -> dict[str, Any]:
@@ -175,12 +104,22 @@ def parse_settings(settings: tuple[str, ...], scripts: list[str]) -> dict[str, A
             if name not in script_arguments(script):
                 sys.exit(f"--set {setting}: {script}.py has no argument {name}.")
             kind = script_arguments(script)[name][0].removesuffix(" | None")
+            choices = {"bool": {"true": True, "false": False}}.get(kind)
+            if kind.startswith("Literal"):
+                choices = {choice: choice for choice in ast.literal_eval(f"({kind[8:-1]},)")}
             try:
-                parse = {"int": int, "float": float, "bool": {"true": True, "false": False}.__getitem__}.get(kind, str)
-                values[name] = parse(text)
-            except (ValueError, KeyError):
-                sys.exit(f"--set {setting}: {name} takes {'true or false' if kind == 'bool' else f'one {kind}'}.")
+                parse = {"int": integer, "float": float}.get(kind, str)
+                values[name] = choices[text] if choices else parse(text)
+            except (ValueError, KeyError, OverflowError):
+                sys.exit(f"--set {setting}: {name} takes {' or '.join(choices) if choices else f'one {kind}'}.")
     return values
+
+
+def integer(text: str) -> int:
+    """As the scripts read integers: 1e6 and 1_000_000 as well as 1000000."""
+    if not float(text).is_integer():
+        raise ValueError
+    return int(float(text))
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -195,12 +134,13 @@ def parse_seeds(text: str) -> list[int]:
 def data_file(args: Args, task: str) -> Path | None:
     """The task's file in --dataset-dir, if it is there."""
     path = args.dataset_dir / f"{task.replace('/', '-')}.hdf5" if args.dataset_dir else None
-    return path if path and path.is_file() else None
+    return path.resolve() if path and path.is_file() else None  # as it will stand in config.json
 
 
-def read_request(args: Args) -> tuple[list[tuple[str, str, dict]], dict[str, Any], list[str]]:
-    """What --suite, --scripts, --tasks and --set ask for: [(task, script, arguments)], arguments that all scripts
-    get, and the suite's scripts that this checkout does not have. Exits with a sentence where they make no sense.
+def read_request(args: Args) -> tuple[list[tuple[str, str, str, dict]], dict[str, Any], list[str]]:
+    """What --suite, --scripts, --tasks and --set ask for: [(suite, task, script, arguments)], arguments that all
+    scripts get, and the suite's scripts that this checkout does not have. Exits with a sentence where they make no
+    sense.
     """
     if args.suite and args.suite not in SUITES | UNIONS:
         sys.exit(f"--suite {args.suite}: there are {', '.join(SUITES | UNIONS)}.")
@@ -208,30 +148,35 @@ def read_request(args: Args) -> tuple[list[tuple[str, str, dict]], dict[str, Any
         sys.exit("Say what to run: either --suite, or --scripts and --tasks.")
     if args.dataset_dir and not args.dataset_dir.is_dir():
         sys.exit(f"--dataset-dir {args.dataset_dir}: there is no such folder.")
-    parts = [SUITES[part] for part in UNIONS.get(args.suite, [args.suite])] if args.suite else []
-    parts = parts or [((), [(script.removesuffix(".py"), {}) for script in args.scripts])]
-    scripts = dict.fromkeys(script for _, variants in parts for script, _ in variants)
+    parts = {part: SUITES[part] for part in UNIONS.get(args.suite, [args.suite])} if args.suite else {}
+    parts = parts or {"": ([], [(script.removesuffix(".py"), {}) for script in args.scripts])}
+    scripts = dict.fromkeys(script for _, variants in parts.values() for script, _ in variants)
     missing = [script for script in scripts if args.suite and not (ROOT / f"{script}.py").is_file()]
     scripts = [script for script in scripts if script not in missing]
     if not scripts:
         sys.exit(f"--suite {args.suite}: this checkout has none of its scripts, {', '.join(missing)}.")
     given = parse_settings(args.set, scripts)
+    if Path(given.get("dataset_path", "")).is_file():
+        given["dataset_path"] = str(Path(given["dataset_path"]).resolve())
     expand = lambda names: list(dict.fromkeys(task for name in names for task in TASK_SETS.get(name, [name])))  # noqa: E731
     wanted, requests = expand(args.tasks), []
     for task in wanted:
         if not (task in d4rl.ALL_TASKS or "dataset_path" in given or data_file(args, task)):
             sys.exit(f"--tasks {task}: neither a D4RL task, nor a set ({', '.join(TASK_SETS)}), nor a task whose file "
                      f"{task.replace('/', '-')}.hdf5 is in --dataset-dir.")  # fmt: skip
-    for names, variants in parts:
+    for part, (names, variants) in parts.items():
         tasks = wanted or expand(names)
         if args.suite in UNIONS:
             tasks = [task for task in expand(names) if task in tasks]
         for task, (script, varied) in itertools.product(tasks, variants):
-            if args.suite in UNIONS and script not in missing:  # what is varied to its default is not varied
+            if script in missing:
+                continue
+            if args.suite in UNIONS:  # what is varied to its default is not varied, and what two suites share is one
                 known = script_arguments(script)
                 varied = {name: value for name, value in varied.items() if value != known[name][1]}
-            shared = args.suite in UNIONS and (task, script, varied) in requests
-            requests += [(task, script, varied)] * (script not in missing and not shared)
+                if any(request[1:] == (task, script, varied) for request in requests):
+                    continue
+            requests.append((part, task, script, varied))
     if not requests:
         sys.exit(f"--suite {args.suite} has none of these tasks: {', '.join(wanted)}.")
     return requests, given, missing
@@ -242,72 +187,76 @@ def read_request(args: Args) -> tuple[list[tuple[str, str, dict]], dict[str, Any
 
 @dataclass
 class Job:
-    """One process, or (state finished) the run that makes it needless."""
+    """One process, or what need not be started: a learner that has finished, a group that another process trains."""
 
-    state: str  # finished, resume, new, or waits (for ASPC's α)
+    state: str  # finished, running (elsewhere), resume, new, or waits (for ASPC's α)
     label: str
     command: list[str]
     log: Path
+    tasks: list[str]
     seeds: list[int]
     done: int  # gradient steps behind it
     total: int
     script: str = ""
+    batch: int = 256
+    part: str = ""  # of a suite of suites
+    path: Path | None = None  # the directory of the run that it resumes
+
+    @property
+    def learners(self) -> list[tuple[str, int]]:
+        return [(task, seed) for task in self.tasks for seed in self.seeds]
 
 
-def read_runs(folder: Path) -> list[dict]:
-    """The runs in --runs-dir, one for each group of seeds: script, args, source of the data, seeds, paths (one a seed),
-    results.
-    """
-    runs = []
-    for path in sorted(folder.glob("*/config.json")):
-        try:
-            config = json.loads(path.read_text())
-            script, arguments, group = config["script"], config["args"], config["group"]
-            if path.parent.name == group[0]:  # whose directory holds the checkpoint
-                paths = [folder / name for name in group]
-                results = [json.loads((p / "result.json").read_text()) for p in paths if (p / "result.json").exists()]
-                seeds = list(range(arguments["seed"], arguments["seed"] + len(group)))
-                runs.append({
-                    "script": script, "args": arguments, "source": config["dataset"]["source"], "seeds": seeds,
-                    "paths": paths, "results": results,
-                })  # fmt: skip
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            print(f"{path.parent} does not count: not the directory of a run that can be read ({error}).")
-    return runs
+@dataclass
+class Batch:
+    """Tasks that one process could train, for they share script, arguments and the dimensions of their robot."""
+
+    part: str
+    script: str
+    own: dict[str, Any]  # arguments off the defaults
+    shown: list[str]  # those of them that tell this batch from others of the script
+    state: str  # of its jobs: new, or waits
+    tasks: list[str] = field(default_factory=list)
+
+    def job(self, args: Args, state: str, tasks: list[str], seeds: list[int], run: Learner | None = None) -> Job:
+        names = tasks[0] + (f"+{len(tasks) - 1}" if len(tasks) > 1 else "")
+        span = "-".join(map(str, sorted({seeds[0], seeds[-1]})))
+        label = "__".join([names, Path(self.script).name, span, *self.shown]).replace("/", "-")
+        known, python = script_arguments(self.script), [sys.executable, os.path.relpath(ROOT / f"{self.script}.py")]
+        workers = {"eval_workers": eval_workers(args)} if "eval_workers" in known.keys() - self.own.keys() else {}
+        if state == "resume":
+            command = [*python, "--resume", str(run.path), *flags(workers)]
+        else:
+            stand_in = {"stand_in": args.stand_in} if "stand_in" in known else {}
+            several = {"num_seeds": len(seeds)} if len(seeds) > 1 else {}
+            place = {"seed": seeds[0]} | several | {"runs_dir": args.runs_dir} | workers
+            command = [*python, *flags({"env_id": tasks} | self.own | stand_in | place)]
+        values = {name: default for name, (_, default) in known.items()} | self.own
+        values |= tuned_settings(ROOT / f"{self.script}.py", tasks[0]) if values.get("tuned") else {}
+        total = values["total_steps"]
+        done = total if state == "finished" else last_step(run) if run else 0
+        return Job(
+            state, label, command, args.runs_dir / "logs" / f"{label}.log", tasks, seeds, done, total, self.script,
+            values.get("batch_size", 256), self.part, run and run.path,
+        )  # fmt: skip
 
 
-def runs_of(runs: list[dict], script: str, arguments: dict[str, Any]) -> list[dict]:
-    """Those of this script whose arguments are these, but for the seeds and for what changes no number."""
-    free = {
-        "seed", "num_seeds", "stand_in", "runs_dir", "resume", "eval", "render_video", "track", "checkpoint_interval",
-    }  # fmt: skip
-    defaults = {name: default for name, (_, default) in script_arguments(script).items()}
-    settings = tuned_arguments(ROOT / f"{script}.py")  # of the task, where --tuned asks for them
-
-    def fixed(values: dict[str, Any]) -> dict[str, Any]:
-        left_out = free | settings if values.get("tuned") else free
-        return {name: value for name, value in (defaults | values).items() if name not in left_out}
-
-    return [run for run in runs if run["script"] == Path(script).name and fixed(run["args"]) == fixed(arguments)]
+@dataclass
+class Plan:
+    jobs: list[Job]  # in the order in which they shall run
+    missing: list[str]  # the suite's scripts that this checkout does not have
+    damaged: dict[Path, str]  # run directories that do not count, and why
 
 
-def is_refused(run: dict) -> bool:
-    """Whether its data is what a script refuses with --no-stand-in."""
-    task = d4rl.TASKS.get(run["args"]["env_id"])
-    return bool(task and task.download_first and run["source"] == task.collected_source)
-
-
-def is_finished(run: dict) -> bool:
-    return len(run["results"]) == len(run["paths"])
-
-
-def last_step(run: dict) -> int:
-    """The step of its last evaluation: near enough to its checkpoint's for a plan."""
-    try:
-        with (run["paths"][0] / "metrics.csv").open(newline="") as file:
-            return int([row["step"] for row in csv.DictReader(file)][-1])
-    except (OSError, IndexError):
-        return 0
+def robot(script: str, task: str, own: dict[str, Any]) -> list:
+    """What tasks have in common that one process can train."""
+    known, alone = d4rl.ALL_TASKS.get(task), [task]
+    if not known or "dataset_path" in own or not script_arguments(script)["env_id"][0].startswith("tuple"):
+        return alone
+    settings = tuned_settings(ROOT / f"{script}.py", task) if own.get("tuned") else {}
+    if own.get("tuned") and not settings:
+        return alone
+    return [known.entry_point, known.observation_dim, known.action_dim, settings]
 
 
 def seed_groups(seeds: list[int], size: int) -> list[list[int]]:
@@ -321,122 +270,118 @@ def seed_groups(seeds: list[int], size: int) -> list[list[int]]:
     return groups
 
 
-def reached_alpha(runs: list[dict], arguments: dict[str, Any], seeds: list[int]) -> float | None:
-    """Mean over the seeds of the α at the end of ASPC's finished runs with these arguments; None if a seed lacks."""
-    ends = {
-        seed: result["last"]["aspc/alpha"]
-        for run in filter(is_finished, runs_of(runs, ASPC, arguments))
-        for seed, result in zip(run["seeds"], run["results"], strict=True)
-    }
-    return round(float(np.mean([ends[seed] for seed in seeds])), 4) if ends.keys() >= set(seeds) else None
+def groups_of(left: dict[str, list[int]], size: int) -> list[tuple[list[str], list[int]]]:
+    """The seeds left to each task as groups, tasks x consecutive seeds, of at most `size` learners, nearly even."""
+    tasks_of: dict[tuple, list[str]] = {}
+    for task, seeds in left.items():
+        for group in seed_groups(seeds, size):
+            tasks_of.setdefault(tuple(group), []).append(task)
+    groups = []
+    for seeds, tasks in tasks_of.items():
+        number = math.ceil(len(tasks) / (size // len(seeds)))
+        most = math.ceil(len(tasks) / number)
+        groups += [(tasks[i : i + most], list(seeds)) for i in range(0, len(tasks), most)]
+    return groups
 
 
-def make_plan(args: Args) -> tuple[list[Job], list[str]]:
-    """All jobs in the order in which they shall run, and the suite's scripts that this checkout does not have.
+def make_plan(args: Args) -> Plan:
+    """What --suite, --scripts, --tasks and --seeds ask for, less what has been done.
 
-    For each task and script: the seeds of finished runs need nothing, those of a run that stopped are resumed together,
-    what is left forms new groups. Dead ends (no checkpoint) are left lying.
+    A learner that has finished needs nothing, whatever it was trained with. A group that stopped is resumed as it is,
+    one that another process trains is left to it, and the rest forms new groups. Dead ends (no checkpoint) are left
+    lying.
     """
     requests, given, missing = read_request(args)
-    seeds, jobs = parse_seeds(args.seeds), {}
-    runs = [run for run in read_runs(args.runs_dir) if args.stand_in or not is_refused(run)]
-
-    def add(
-        state: str, script: str, own: dict[str, Any], varied: dict[str, Any], group: list[int], run: dict | None = None
-    ) -> None:
-        shown = [f"{name}={own[name]}" for name in varied if name not in given]
-        label = "__".join([own["env_id"], Path(script).name, "-".join(map(str, sorted({group[0], group[-1]}))), *shown])
-        label = label.replace("/", "-")
-        if label in jobs:
-            sys.exit(f"This plan has the same job twice, {label}: does --set override what the suite varies?")
-        python = [sys.executable, os.path.relpath(ROOT / f"{script}.py")]
-        seed = {"seed": group[0]} | ({"num_seeds": len(group)} if len(group) > 1 else {})
-        stand_in = {"stand_in": args.stand_in} if "stand_in" in script_arguments(script) else {}
-        command = [*python, *flags(own | stand_in | seed | {"runs_dir": args.runs_dir})]
-        if state == "resume":
-            command = [*python, "--resume", str(run["paths"][0])]
-        total = own.get("total_steps", script_arguments(script)["total_steps"][1])
-        done = {"finished": total, "resume": run and last_step(run)}.get(state, 0)
-        jobs[label] = Job(state, label, command, args.runs_dir / "logs" / f"{label}.log", group, done, total, script)
-
-    for task, script, varied in requests:
+    seeds = parse_seeds(args.seeds)
+    learners, damaged = read_runs(args.runs_dir)
+    learners = [learner for learner in learners if args.stand_in or not is_refused(learner)]
+    batches: dict[str, Batch] = {}
+    for part, task, script, varied in requests:
         path = data_file(args, task)
-        common = {"env_id": task} | ({"dataset_path": str(path)} if path else {}) | given
-        own, left, new = common | varied | given, set(seeds), "new"
+        common = ({"dataset_path": str(path)} if path else {}) | given
+        own, state = common | varied | given, "new"
+        key = [script, own, robot(script, task, own)]
         if REACHED in own.values():
-            alpha = reached_alpha(runs, common, seeds)
-            new = "new" if alpha else "waits"
+            alpha = reached_alpha(learners, ASPC, common, task, seeds)
             own = {name: alpha if alpha and value == REACHED else value for name, value in own.items()}
-        mine = runs_of(runs, script, own)
-        for run in sorted(mine, key=lambda run: (is_finished(run), last_step(run)), reverse=True):
-            overlap = left & set(run["seeds"])
-            if overlap and is_finished(run):
-                for group in seed_groups(sorted(overlap), len(overlap)):
-                    add("finished", script, own, varied, group)
-            elif overlap == set(run["seeds"]) and (run["paths"][0] / "checkpoint.pt").exists():
-                add("resume", script, own, varied, run["seeds"], run)
-            else:
-                continue
-            left -= overlap
-        for group in seed_groups(sorted(left), args.seeds_per_run):
-            add(new, script, own, varied, group)
-    order = ["finished", "resume", "new", "waits"]  # and the first seed of everything before the second of anything
-    return sorted(jobs.values(), key=lambda job: (order.index(job.state), job.seeds[0])), missing
+            state, key = "new" if alpha else "waits", [script, own, task]
+        shown = [f"{name}={own[name]}" for name in varied if name not in given]
+        batch = batches.setdefault(json.dumps(key, sort_keys=True), Batch(part, script, own, shown, state))
+        if task in batch.tasks:
+            sys.exit(f"This plan has the same job twice, {batch.job(args, 'new', [task], seeds).label}: does --set "
+                     "override what the suite varies?")  # fmt: skip
+        batch.tasks.append(task)
+    jobs, begun = [], set()
+    for batch in batches.values():
+        jobs += plan_batch(args, batch, seeds, learners, damaged, begun)
+    order = ["finished", "running", "resume", "new", "waits"]
+    jobs.sort(key=lambda job: (order.index(job.state), job.seeds[0]))  # the first seed of all before any second one
+    return Plan(jobs, missing, damaged)
 
 
-def measured_speeds(folder: Path, compiled: bool) -> tuple[dict[str, float], str]:
-    """Milliseconds of a gradient step of each script, one seed at batch 256, as `benchmark.speed` recorded them in
-    folder/speed-*.json, and whose they are. A GPU's go before a CPU's, the quickest of several counts.
+def plan_batch(
+    args: Args, batch: Batch, seeds: list[int], learners: list[Learner], damaged: dict[Path, str], begun: set[Path]
+) -> list[Job]:
+    """The jobs of a batch. Damaged runs are added to `damaged`, and to `begun` those that resume or run: a run that was
+    started by hand may have tasks of several batches.
     """
-    speeds: dict[str, dict[str, float]] = {"cuda": {}, "cpu": {}}
-    modes = {"cuda": "compiled graph" if compiled else "graph", "cpu": "compiled" if compiled else "eager"}
-    for path in sorted(folder.glob("speed-*.json")):
-        record = json.loads(path.read_text())
-        device = "cuda" if record["args"]["device"].startswith("cuda") else "cpu"
-        for row in record["rows"]:
-            script, _, how = row["variant"].partition(" ")
-            if how == f"{modes[device]}, 1 x 256, width 256":
-                speeds[device][script] = min(row["ms_per_step"], speeds[device].get(script, float("inf")))
-    device = "cuda" if speeds["cuda"] else "cpu"
-    return speeds[device], {"cuda": "GPU", "cpu": "CPU core"}[device]
+    mine = runs_of(learners, batch.script, batch.own)
+    done = {one.path: (one.task, one.seed) for one in mine if one.result is not None}
+    finished = set(done.values())
+    wanted = [(task, seed) for task in batch.tasks for seed in seeds]
+    jobs = [batch.job(args, "finished", [task], [seed]) for task, seed in wanted if (task, seed) in finished]
+    left = {learner for learner in wanted if learner not in finished}
+    taken, at = set(), {one.path: one for one in mine}
+    heads = [one for one in mine if one.path == one.group[0] and one.group[-1] not in done]
+    heads = [(is_held(one.path), last_step(one), one) for one in heads]
+    for held, _, head in sorted(heads, key=lambda found: found[:2], reverse=True):  # the furthest first
+        group = [at[path] for path in head.group if path in at]
+        here = {(one.task, one.seed) for one in group}
+        checkpoint = head.path / "checkpoint.pt"
+        if not here & left or here & taken:
+            continue
+        if not held and (len(group) < len(head.group) or isinstance(head.args["env_id"], str)):
+            continue  # members lack, or it is of a time when scripts had one task
+        if not held and not checkpoint.exists():
+            continue
+        if not held and not is_whole(checkpoint):
+            damaged[head.path] = "its checkpoint.pt is not what was written"
+            continue
+        tasks, numbers = list(dict.fromkeys(one.task for one in group)), sorted({one.seed for one in group})
+        if head.path not in begun:
+            jobs.append(batch.job(args, "running" if held else "resume", tasks, numbers, head))
+        begun.add(head.path)
+        taken |= here
+    rest = {task: [seed for seed in seeds if (task, seed) in left - taken] for task in batch.tasks}
+    groups = groups_of(rest, args.learners_per_run or (16 if args.per_gpu else 1))
+    return jobs + [batch.job(args, batch.state, *group) for group in groups]
 
 
-def print_estimate(args: Args, jobs: list[Job]) -> None:
-    """The training hours of the plan, without evaluations, by script, from measured speeds."""
-    compiled = "compile=true" in (setting.replace(" ", "") for setting in args.set)
-    speeds, unit = measured_speeds(ROOT / "docs" / "results", compiled)
-    hours, unknown, steps = Counter(), set(), Counter()
-    for job in jobs:
-        to_do = (job.total - job.done) * len(job.seeds)
-        steps[job.script] += to_do
-        if job.script in speeds:
-            hours[job.script] += to_do * speeds[job.script] / 3.6e6
-        elif to_do:
-            unknown.add(job.script)
-    print(f"Training takes about {sum(hours.values()):,.0f} {unit} hours, at the speeds in docs/results/speed-*.json"
-          + ("; no GPU was measured yet, so GPU hours cannot be told" if unit != "GPU" else "") + ":")  # fmt: skip
-    for script, value in hours.items():
-        print(f"  {script:24}{steps[script] / 1e6:8.1f} million steps x {speeds[script]:6.1f} ms ={value:9,.0f} hours")
-    if unknown:
-        print(f"  not counted, for no speed is recorded: {', '.join(sorted(unknown))}")
-
-
-def print_plan(args: Args, jobs: list[Job], missing: list[str]) -> None:
-    for job in jobs if args.dry_run else []:
+def print_plan(args: Args, plan: Plan) -> None:
+    for path, why in plan.damaged.items():
+        print(f"{path} does not count: it is damaged, or no run ({why}). --set-aside FOLDER moves it there.")
+    for job in plan.jobs if args.dry_run else []:
         print(f"{job.state:10}{shlex.join(job.command)}")
-    counts, to_do = Counter(job.state for job in jobs), sum(job.total - job.done for job in jobs)
-    print(f"{len(jobs)} jobs in {args.runs_dir}: {counts['finished']} finished and skipped, {counts['resume']} to "
-          f"resume, {counts['new']} new, {counts['waits']} waiting; {to_do:,} gradient steps to do.")  # fmt: skip
-    if missing:
-        print(f"Left out, since this checkout has no such script: {', '.join(missing)}.")
-    if counts["waits"]:
+    of = lambda state: [job for job in plan.jobs if job.state == state]  # noqa: E731
+    finished, to_do = len(of("finished")), [job for job in plan.jobs if job.state in ("resume", "new", "waits")]
+    steps = sum(job.total - job.done for job in to_do)
+    print(f"{sum(len(job.learners) for job in to_do) + finished} learners in {args.runs_dir}: {finished} finished and "
+          f"skipped; jobs: {len(of('resume'))} to resume, {len(of('new'))} new, {len(of('waits'))} waiting; "
+          f"{steps:,} gradient steps to do.")  # fmt: skip
+    for job in of("running"):
+        print(f"{job.label} is left to the process that is at it ({job.path}).")
+    if plan.missing:
+        print(f"Left out, since this checkout has no such script: {', '.join(plan.missing)}.")
+    if of("waits"):
         print("The waiting jobs take the α that ASPC reached on their task: all seeds of its runs there come first.")
     if args.steps_per_second:
-        hours, at_a_time = to_do / args.steps_per_second / 3600, slots(args).qsize()
+        hours, at_a_time = steps / args.steps_per_second / 3600, slots(args).qsize()
         print(f"At {args.steps_per_second:g} steps a second: {hours:.1f} hours one after another, "
               f"{hours / at_a_time:.1f} with {at_a_time} at a time.")  # fmt: skip
     elif args.dry_run and to_do:
-        print_estimate(args, jobs)
+        compile = next((choice for choice in ("on", "off") if f"compile={choice}" in args.set), "auto")
+        at_a_time = len(args.gpus) if args.per_gpu else slots(args).qsize()
+        print_estimate(to_do, ROOT / "docs" / "results", "cuda" if args.per_gpu else "cpu", compile, at_a_time)
 
 
 # --- Running ----------------------------------------------------------------------------------------------------------
@@ -448,41 +393,54 @@ def run_job(job: Job, folder: str, threads: int, gpu: str | None) -> str:
     folder: the working directory of this program. gpu: the process's CUDA_VISIBLE_DEVICES; None leaves Ray's choice.
     """
     log_path = Path(folder, job.log)
-    stop = log_path.parent / "stop"
+    stop, kill = log_path.parent / "stop", log_path.parent / "kill"
     if stop.exists():
         return "not started"
     with log_path.open("ab") as log:
-        try:  # the process inherits this lock with its output and holds it even if we are killed
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return "failed: its process of an earlier start is still at work"
         settings = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
         settings |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         environment = os.environ | settings
         shown = {name: environment.get(name, "") for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
         line = " ".join(f"{name}={value}" for name, value in shown.items()) + " " + shlex.join(job.command)
-        log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {os.uname().nodename} $ {line}\n".encode())
+        log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {platform.node()} $ {line}\n".encode())
         log.flush()
         process = subprocess.Popen(
             job.command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             start_new_session=True,  # a terminal's Ctrl-C is for this program, which passes it on once
         )  # fmt: skip
-        while process.poll() is None and not stop.exists():
+        stopped = False
+        while process.poll() is None:
+            if kill.exists():
+                process.kill()
+            elif stop.exists() and not stopped:
+                process.terminate()  # the scripts then write a checkpoint
+                stopped = True
             time.sleep(0.2)
-        if process.poll() is None:
-            process.terminate()  # the scripts then write a checkpoint
-            return "finished" if process.wait() == 0 else "stopped"
+        if process.returncode == 0:
+            return "finished"
+        if kill.exists() or stopped:
+            return "killed" if kill.exists() else "stopped"
         if process.returncode < 0:
             return f"failed: killed by {signal.Signals(-process.returncode).name}"
-        return f"failed: exit status {process.returncode}" if process.returncode else "finished"
+        return f"failed: exit status {process.returncode}"
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def slots(args: Args) -> queue.SimpleQueue:
     """What CUDA_VISIBLE_DEVICES is to be in each of the runs at a time: GPUs in turn, or nothing."""
     free = queue.SimpleQueue()
-    for gpu in args.gpus * args.per_gpu or ("",) * (args.jobs or max(1, (os.cpu_count() or 1) // args.threads)):
+    for gpu in args.gpus * args.per_gpu or ("",) * (args.jobs or max(1, cores() // args.threads)):
         free.put(gpu)
     return free
+
+
+def eval_workers(args: Args) -> int:
+    """The processes that evaluate beside a run's training: its share of the cores, less those that train."""
+    share = args.threads if args.engine == "ray" else cores() // slots(args).qsize()
+    return min(8, max(0, share - args.threads))
 
 
 def local_engine(args: Args) -> Callable[[Job], Future]:
@@ -527,8 +485,12 @@ def ray_engine(args: Args) -> Callable[[Job], Future]:
 # --- Watching ---------------------------------------------------------------------------------------------------------
 
 
+# What a script prints at an evaluation: the step, scores or returns of all learners, the time that is left
+PROGRESS = re.compile(r"Step ([\d,]+) of [\d,]+: (\w+) \[([^]]*)\].*?, ((?:\d+ days?, )?[\d:]+) to go")
+
+
 def read_log(job: Job, start: int) -> list[str]:
-    """The lines of a log's last 64 KiB behind byte `start`; of a progress bar, which overwrites itself, the last."""
+    """The lines of a log's last 64 KiB behind byte `start`; of a bar, which overwrites itself, the last state."""
     try:
         with job.log.open("rb") as file:
             file.seek(max(start, job.log.stat().st_size - 65536))
@@ -537,6 +499,18 @@ def read_log(job: Job, start: int) -> list[str]:
         return []
     lines = [line.rstrip("\r").rsplit("\r", 1)[-1].rstrip() for line in text.split("\n")]
     return [line for line in lines if line]
+
+
+def describe(job: Job, text: list[str]) -> tuple[int, str, list[tuple[str, str]]]:
+    """How a job fares by the lines of its log: the step that it has reached, words on it, (task, its scores) ..."""
+    found = PROGRESS.findall("\n".join(text))
+    if not found:
+        return job.done, text[-1] if text else "", []
+    step, kind, numbers, left = found[-1]
+    numbers, size = numbers.split(), len(job.seeds)
+    scores = [f"{kind} {' '.join(numbers[k * size : (k + 1) * size])}" for k in range(len(job.tasks))]
+    words = f"{step:>9} of {job.total:,}, {left} to go"
+    return int(step.replace(",", "")), words, list(zip(job.tasks, scores, strict=True))
 
 
 def draw(lines: list[str], drawn: int, block: list[str]) -> int:
@@ -564,78 +538,97 @@ def execute(jobs: list[Job], submit: Callable[[Job], Future], logs: Path) -> lis
                 job = pending.pop(future)
                 outcome = f"failed: {future.exception()}" if future.exception() else future.result()
                 outcomes.append(outcome)
-                if outcome != "not started":
-                    lines.append(f"{len(outcomes)}/{len(jobs)} {job.label}: {outcome}")
+                if outcome == "not started":
+                    continue
+                text = read_log(job, begins[job.label])
+                steps[job.label], _, scores = describe(job, text)
+                lines.append(f"{len(outcomes)}/{len(jobs)} {job.label}: {outcome}")
                 if outcome == "finished":
                     steps[job.label] = job.total
+                    lines += [f"    {task:44} {score}" for task, score in scores]
                 elif outcome.startswith("failed"):
-                    lines += [f"    {line}" for line in read_log(job, begins[job.label])[-15:]] + [f"    ({job.log})"]
+                    lines += [f"    {line}" for line in text[-15:]] + [f"    ({job.log})"]
+                    lines += [f"    To begin it anew, move {job.path} out of this folder."] * bool(job.path)
             running = []
             if sys.stdout.isatty():
                 for job in pending.values():
-                    text = read_log(job, begins[job.label])
-                    bars = re.findall(rf"(\d+)/{job.total} \[", "\n".join(text[-3:]))
-                    steps[job.label] = int(bars[-1]) if bars else steps[job.label]
-                    running += [f"{job.label[:48]:48} {re.sub(r'[|].*[|]', '', text[-1])}"] if text else []
+                    if text := read_log(job, begins[job.label]):
+                        steps[job.label], words, scores = describe(job, text)
+                        words += f", {scores[0][1]}" if len(scores) == 1 else ""
+                        rows = [f"    {task:44} {score}" for task, score in scores] if len(scores) > 1 else []
+                        running.append([f"{job.label[:48]:48} {words}", *rows])
+                if sum(map(len, running)) > shutil.get_terminal_size().lines - 3:
+                    running = [rows[:1] for rows in running]
             done, seconds = sum(steps.values()) - sum(job.done for job in jobs), time.time() - start
             head = f"{len(outcomes)} of {len(jobs)} jobs ended, {len(running)} running; {done:,} of {to_do:,} steps"
             head += f", about {timedelta(seconds=int(seconds * (to_do / done - 1)))} to go" if done else ""
-            head = "Stopping: the runs write their checkpoints." if stop.exists() else head
-            drawn = draw(lines, drawn, [head, *running] if pending else [])
+            head = "Stopping: the runs write their checkpoints. A second Ctrl-C kills them." if stop.exists() else head
+            drawn = draw(lines, drawn, [head, *itertools.chain(*running)] if pending else [])
     finally:
         if pending:  # this program fails: no run may be left without its watcher
             stop.touch()
+            wait(pending)
     return outcomes
 
 
 def main(args: Args) -> None:
-    for name, least in (("jobs", 0), ("threads", 1), ("seeds_per_run", 1), ("per_gpu", 0)):
-        if getattr(args, name) < least:
+    for name, least in (("jobs", 0), ("threads", 1), ("learners_per_run", 1), ("per_gpu", 0)):
+        if getattr(args, name) is not None and getattr(args, name) < least:
             sys.exit(f"--{name.replace('_', '-')} must be at least {least}.")
     if args.steps_per_second is not None and not args.steps_per_second > 0:
         sys.exit("--steps-per-second must be positive.")
     if args.address and args.engine != "ray":
         sys.exit("--address is for --engine ray.")
-    jobs, missing = make_plan(args)
-    print_plan(args, jobs, missing)
-    if args.dry_run or not any(job.state in ("resume", "new") for job in jobs):
+    plan = make_plan(args)
+    print_plan(args, plan)
+    to_move = plan.damaged if args.set_aside else {}
+    if args.dry_run or not (to_move or any(job.state in ("resume", "new") for job in plan.jobs)):
         return
     logs = args.runs_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    lock = (logs / "lock").open("w")
+    lock = filelock.FileLock(logs / "lock", timeout=0)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock.acquire()
+    except filelock.Timeout:
         sys.exit(f"Another benchmark.run is at work in {args.runs_dir}: two would train the same runs twice.")
-    jobs, missing = make_plan(args)  # again, with what another benchmark.run may have ended before it gave up the lock
-    (logs / "stop").unlink(missing_ok=True)
+    for path in to_move:
+        args.set_aside.mkdir(parents=True, exist_ok=True)
+        print(f"{path} stands in {shutil.move(path, args.set_aside)} now.")
+    plan = make_plan(args)  # again, with what another benchmark.run may have ended before it gave up the lock
+    for name in ("stop", "kill"):
+        (logs / name).unlink(missing_ok=True)
     submit = ray_engine(args) if args.engine == "ray" else local_engine(args)
-    stops = []
+    stops: list[tuple[int, float]] = []
 
     def request_stop(number: int, _) -> None:
-        stops.append(number)
+        stops.append((number, time.monotonic()))
         (logs / "stop").touch()
-        signal.signal(number, signal.SIG_DFL)  # a second one ends this program at once
+        if stops[-1][1] - stops[0][1] > 1:  # not what `timeout` sends twice: somebody who waits no longer
+            (logs / "kill").touch()
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP, and means it
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP, and means it
             signal.signal(number, request_stop)
 
     outcomes: list[str] = []
-    while ready := [job for job in jobs if job.state in ("resume", "new")]:
+    while ready := [job for job in plan.jobs if job.state in ("resume", "new")]:
         with (args.runs_dir / "commands.txt").open("a") as file:
             file.write(f"# {datetime.now():%Y-%m-%d %H:%M:%S} python -m benchmark.run {shlex.join(sys.argv[1:])}\n")
             file.writelines(shlex.join(job.command) + "\n" for job in ready)
         outcomes += execute(ready, submit, logs)
-        if set(outcomes) != {"finished"} or jobs[-1].state != "waits":
+        if set(outcomes) != {"finished"} or plan.jobs[-1].state != "waits":
             break
-        jobs, missing = make_plan(args)  # what waited for the runs that are now finished
-        print_plan(args, jobs, missing)
+        plan = make_plan(args)  # what waited for the runs that are now finished
+        print_plan(args, plan)
+    lock.release()
+    if not outcomes:
+        return
     counts = Counter(outcome.partition(":")[0] for outcome in outcomes)
     print(", ".join(f"{number} {outcome}" for outcome, number in sorted(counts.items())) + ".")
     if counts.keys() != {"finished"}:
         print("To go on, start the same command again.")
-        sys.exit(128 + stops[0] if stops else 1)
+        sys.exit(128 + stops[0][0] if stops else 1)
 
 
 if __name__ == "__main__":

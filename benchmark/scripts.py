@@ -1,10 +1,17 @@
-"""What the scripts can be asked for, read from their text, and the paper's domains: shared by `run` and `report`."""
+"""What the scripts can be asked for, read from their text, and the paper's domains: shared by `run` and `report`.
+
+Reading a script takes milliseconds; importing it would load PyTorch.
+"""
 
 import ast
+import contextlib
+import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import d4rl_gymnasium.tasks as d4rl
 from d4rl_gymnasium.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,18 +25,47 @@ DOMAINS = {name: [task for task in TASKS if task.split("-")[0] in robots] for na
 
 
 @cache
-def read_arguments(path: Path) -> dict[str, tuple[str, Any]]:
-    """A script's arguments, name -> (type as written, default), from its class Args; {} for a file that is no script.
+def read(path: Path) -> list[ast.stmt]:
+    return ast.parse(path.read_text(encoding="utf-8")).body
 
-    Reading takes milliseconds; importing would load PyTorch, once for each script.
+
+@cache
+def read_arguments(path: Path) -> dict[str, tuple[str, Any]]:
+    """A script's arguments, name -> (type as written, default), from its class Args and what that inherits from
+    offline_run; an ablation's are those of aspc_td3bc.py. {} for a file that is no script.
     """
-    nodes = ast.parse(path.read_text(encoding="utf-8")).body
-    fields = [field for node in nodes if isinstance(node, ast.ClassDef) and node.name == "Args" for field in node.body]
-    fields = [field for field in fields if isinstance(field, ast.AnnAssign) and field.value]
+    if any(isinstance(node, ast.ImportFrom) and node.module == "benchmark.ablations.common" for node in read(path)):
+        return read_arguments(ROOT / "aspc_td3bc.py")
+    nodes = [*read(ROOT / "offline_run" / "args.py"), *read(path)]
+    classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
+
+    def fields(name: str) -> list[ast.AnnAssign]:
+        bases = [base.id for base in classes[name].bases if isinstance(base, ast.Name) and base.id in classes]
+        own = [node for node in classes[name].body if isinstance(node, ast.AnnAssign) and node.value]
+        return [field for base in bases for field in fields(base)] + own
+
     try:
-        return {field.target.id: (ast.unparse(field.annotation), ast.literal_eval(field.value)) for field in fields}
+        named = fields("Args") if "Args" in classes else []
+        return {field.target.id: (ast.unparse(field.annotation), ast.literal_eval(field.value)) for field in named}
     except ValueError:  # a default that is not a plain value, which scripts do not have
         return {}
+
+
+def script_arguments(script: str) -> dict[str, tuple[str, Any]]:
+    """A script's arguments, name -> (type as written, default). Exits with a sentence if it is none that trains."""
+    path = ROOT / f"{script}.py"
+    if not path.is_file():
+        sys.exit(f"--scripts {script}: there is no {path}.")
+    arguments = read_arguments(path)
+    if not {"env_id", "seed", "num_seeds", "total_steps", "resume"} <= arguments.keys():
+        sys.exit(f"--scripts {script}: {path} does not train: its Args lack env_id, seed, total_steps or resume.")
+    return arguments
+
+
+def tables(path: Path) -> list[ast.stmt]:
+    """What a script assigns outside of its functions, and its function `tuned`."""
+    kinds = (ast.Assign, ast.AugAssign)
+    return [x for x in read(path) if isinstance(x, kinds) or (isinstance(x, ast.FunctionDef) and x.name == "tuned")]
 
 
 @cache
@@ -38,11 +74,29 @@ def tuned_arguments(path: Path) -> frozenset[str]:
 
     A run with --tuned records the settings, which differ from task to task; what was asked for is --tuned.
     """
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    tables = [x for x in body if isinstance(x, ast.Assign) or (isinstance(x, ast.FunctionDef) and x.name == "tuned")]
-    nodes = [node for table in tables for node in ast.walk(table) if isinstance(node, ast.Dict)]
+    nodes = [node for table in tables(path) for node in ast.walk(table) if isinstance(node, ast.Dict)]
     keys = {key.value for node in nodes for key in node.keys if isinstance(key, ast.Constant)}
     return frozenset(keys & read_arguments(path).keys()) if "tuned" in read_arguments(path) else frozenset()
+
+
+@cache
+def tuned_settings(path: Path, task: str) -> dict[str, Any]:
+    """What a script's --tuned sets for a task; {} if nothing. Its tables and its function `tuned` are run to see, and
+    nothing else of it.
+    """
+    space = {
+        "d4rl": d4rl, "sys": sys, "Args": SimpleNamespace, "print": lambda *_: None,
+        "replace": lambda args, **changes: SimpleNamespace(**vars(args) | changes),
+    }  # fmt: skip
+    given = {name: default for name, (_, default) in read_arguments(path).items()} | {"env_id": (task,)}
+    for node in tables(path):
+        with contextlib.suppress(NameError):  # no table of settings: it needs more of the script
+            exec(compile(ast.Module([node], []), path, "exec"), space)
+    try:
+        tuned = vars(space["tuned"](SimpleNamespace(**given)))
+    except (KeyError, SystemExit):  # it has no such function, or no settings for this task
+        return {}
+    return {name: value for name, value in tuned.items() if name in tuned_arguments(path)}
 
 
 def flags(arguments: dict[str, Any]) -> list[str]:
@@ -50,5 +104,8 @@ def flags(arguments: dict[str, Any]) -> list[str]:
     line = []
     for name, value in arguments.items():
         name = name.replace("_", "-")
-        line += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
+        if isinstance(value, bool):
+            line.append(f"--{'' if value else 'no-'}{name}")
+        else:
+            line += [f"--{name}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
     return line

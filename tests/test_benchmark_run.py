@@ -1,6 +1,5 @@
 """benchmark.run: what is planned, and what becomes of runs that finish, fail, are killed or are stopped."""
 
-import fcntl
 import importlib.util
 import json
 import os
@@ -12,10 +11,12 @@ import subprocess
 import sys
 import time
 import types
+import zipfile
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
+import filelock
 import h5py
 import numpy as np
 import pytest
@@ -23,51 +24,67 @@ import tyro
 from conftest import ROOT, load_script
 
 import d4rl_gymnasium as d4rl
-from benchmark import run
+import offline_run.args
+import offline_run.log
+from benchmark import estimates, run
 from benchmark.run import SUITES, TASK_SETS, Args
+from benchmark.scripts import tuned_arguments
 
-# A script with a run's files and signals and no network: it counts to total_steps, in 20 ms each.
+# A script with a run's files, lock and signals and no network: it counts to total_steps, in 20 ms each.
 TRAINER = '''
-import json, os, signal, sys, time
+import json, os, signal, sys, time, zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+import filelock
 
 @dataclass
 class Args:
-    env_id: str = ""
+    env_id: tuple[str, ...] = ()
     seed: int = 0
     num_seeds: int = 1
     total_steps: int = 10
     alpha: float = 2.5
     fail_at: int | None = None
+    deaf: int = 0
     runs_dir: str = "runs"
     resume: str | None = None
 
-given = {key[2:].replace("-", "_"): value for key, value in zip(sys.argv[1::2], sys.argv[2::2])}
-kinds = {"seed": int, "num_seeds": int, "total_steps": int, "alpha": float, "fail_at": int}
-args, step = Args(**{key: kinds.get(key, str)(value) for key, value in given.items()}), 0
+given = {}
+for word in sys.argv[1:]:
+    if word.startswith("--"):
+        values = given[word[2:].replace("-", "_")] = []
+    else:
+        values.append(word)
+kinds = {"env_id": tuple, "alpha": lambda x: float(x[0]), "runs_dir": lambda x: x[0], "resume": lambda x: x[0]}
+args, step = Args(**{key: kinds.get(key, lambda x: int(x[0]))(value) for key, value in given.items()}), 0
 if args.resume:
     path = Path(args.resume)
-    config, step = json.loads((path / "config.json").read_text()), int((path / "checkpoint.pt").read_text())
+    config = json.loads((path / "config.json").read_text())
+    step = int(zipfile.ZipFile(path / "checkpoint.pt").read("step"))
     args, paths = Args(**config["args"]), [path.parent / name for name in config["group"]]
 else:
-    seeds = range(args.seed, args.seed + args.num_seeds)
-    paths = [Path(args.runs_dir) / f"{args.env_id}__trainer__{seed}__{time.time_ns()}" for seed in seeds]
-    for path in paths:
+    learners = [(env_id, args.seed + k) for env_id in args.env_id for k in range(args.num_seeds)]
+    paths = [Path(args.runs_dir) / f"{env_id}__trainer__{seed}__{time.time_ns()}" for env_id, seed in learners]
+    for path, (env_id, seed) in zip(paths, learners):
         path.mkdir()
-        config = {"script": "trainer", "args": asdict(args), "group": [path.name for path in paths]}
-        config["dataset"] = {"source": "D4RL"}
+        config = {"script": "trainer", "env_id": env_id, "seed": seed, "args": asdict(args)}
+        config |= {"group": [path.name for path in paths], "dataset": {"source": "D4RL"}}
         (path / "config.json").write_text(json.dumps(config))
+lock = filelock.FileLock(paths[0] / "lock", timeout=0)
+lock.acquire()
 stop = []
-signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+signal.signal(signal.SIGTERM, lambda *_: stop.append(1) if not args.deaf else None)
 print(f"at step {step} in process {os.getpid()}", flush=True)
 while step < args.total_steps and not stop:
     if step == args.fail_at:
         sys.exit("the last words of a run")
     time.sleep(0.02)
     step += 1
-    print(f"\\r {step}/{args.total_steps} [", end="", flush=True)
-    (paths[0] / "checkpoint.pt").write_text(str(step))
+    scores = " ".join(f"{step + k}." for k in range(len(paths)))
+    print(f"Step {step:,} of {args.total_steps:,}: score [{scores}], alpha [2.5 2.5], 0:00:01 to go", flush=True)
+    with zipfile.ZipFile(paths[0] / "part", "w") as file:
+        file.writestr("step", str(step))
+    (paths[0] / "part").rename(paths[0] / "checkpoint.pt")
 for path in paths if not stop else []:
     (path / "result.json").write_text(json.dumps({"last": {"aspc/alpha": 3.0 + args.seed}}))
 sys.exit(143 if stop else 0)
@@ -82,7 +99,7 @@ def trainer(tmp_path) -> str:
 
 
 def plan(folder: Path, **arguments) -> list[run.Job]:
-    return run.make_plan(Args(runs_dir=folder / "runs", **arguments))[0]
+    return run.make_plan(Args(runs_dir=folder / "runs", **arguments)).jobs
 
 
 def states(jobs: list[run.Job]) -> dict[str, int]:
@@ -118,19 +135,23 @@ def write_run(
     **arguments,
 ):  # fmt: skip
     """The directories of a run with as many results as there are."""
-    names = [f"{arguments['env_id']}__{Path(script).name}__{seed}__{time.time_ns()}" for seed in seeds]
     values = {name: default for name, (_, default) in run.script_arguments(script).items()} | arguments
     values |= {"seed": seeds[0], "num_seeds": len(seeds), "runs_dir": "elsewhere"}
-    for k, name in enumerate(names):
+    if isinstance(values["env_id"], str):
+        values["env_id"] = (values["env_id"],)
+    learners = [(task, seed) for task in values["env_id"] for seed in seeds]
+    names = [f"{task}__{Path(script).name}__{seed}__{time.time_ns()}" for task, seed in learners]
+    for k, (name, (task, seed)) in enumerate(zip(names, learners, strict=True)):
         path = folder / "runs" / name
         path.mkdir(parents=True)
-        config = {"script": Path(script).name, "seed": seeds[k], "args": values, "group": names}
+        config = {"script": Path(script).name, "env_id": task, "seed": seed, "args": values, "group": names}
         config["dataset"] = {"source": source}
         (path / "config.json").write_text(json.dumps(config))
         if k < len(results):
-            (path / "result.json").write_text(json.dumps(results[k]))
+            (path / "result.json").write_text(json.dumps({"last": {}} | results[k]))
     if checkpoint:
-        (folder / "runs" / names[0] / "checkpoint.pt").touch()
+        with zipfile.ZipFile(folder / "runs" / names[0] / "checkpoint.pt", "w") as file:
+            file.writestr("data.pkl", bytes(100))
         (folder / "runs" / names[0] / "metrics.csv").write_text("step,seconds\n5000,1\n10000,2\n")
     return folder / "runs" / names[0]
 
@@ -158,7 +179,8 @@ def test_suites(suite, tmp_path, capsys):
         with pytest.raises(SystemExit, match="has none of its scripts"):
             plan(tmp_path, suite=suite)
         return
-    jobs, missing = run.make_plan(Args(suite=suite, runs_dir=tmp_path, seeds="0-3"))
+    wanted = run.make_plan(Args(suite=suite, runs_dir=tmp_path, seeds="0-3"))
+    jobs, missing = wanted.jobs, wanted.missing
     assert len(jobs) == 4 * len(there) * sum(len(TASK_SETS.get(name, [name])) for name in sets)
     assert sorted(missing) == sorted({script for script, _ in variants} - {script for script, _ in there})
     assert {"table2": {"new": 312, "waits": 312}}.get(suite, {"new": len(jobs)}) == states(jobs)
@@ -202,30 +224,73 @@ def test_everything_is_every_suite_once(tmp_path):
         assert {(job.script, job.command[3]) for job in plan(tmp_path, suite=suite, seeds="0")} <= known
 
 
+# --- What it takes ----------------------------------------------------------------------------------------------------
+
+
 def speed_record(path: Path, device: str, **ms: float) -> None:
-    rows = [{"variant": f"{script}, 1 x 256, width 256", "ms_per_step": value} for script, value in ms.items()]
+    """ms: by "script mode" for one learner at batch 256, or by the whole variant."""
+    name = lambda variant: variant if "," in variant else f"{variant}, 1 x 256"  # noqa: E731
+    rows = [{"variant": f"{name(variant)}, width 256", "ms_per_step": value} for variant, value in ms.items()]
     path.write_text(json.dumps({"args": {"device": device}, "rows": rows}))
 
 
+def test_speeds_by_number_of_learners_and_batch_size(tmp_path):
+    growth = {"aspc_td3bc graph, 4 x 256": 2.0, "aspc_td3bc graph, 16 x 256": 5.0, "aspc_td3bc graph, 1 x 1024": 3.0}
+    others = {"baselines/iql graph": 10.0, "aspc_fql graph, 4 x 256": 8.0, "baselines/td3bc graph, 1 x 64": 1.0}
+    speed_record(tmp_path / "speed-gpu.json", "cuda:0", **{"aspc_td3bc graph": 1.0} | growth | others)
+    speed_record(tmp_path / "speed-cpu.json", "cpu", **{"aspc_td3bc eager": 99.0, "baselines/wpc eager": 1.0})
+    (tmp_path / "speed-bad.json").write_text('{"args": {"device": "cuda"}, "rows": [{"variant": 1}]}')
+    (tmp_path / "speed-worse.json").write_text("[")
+    speeds, complaints = estimates.read_speeds(tmp_path, "cuda", compiled=False)
+    assert len(complaints) == 2 and all("does not count" in text for text in complaints)
+    ms = lambda *of: estimates.milliseconds(speeds, *of)  # noqa: E731
+    measured = [ms("aspc_td3bc", n, 256) for n in (1, 4, 10, 16, 32)]
+    assert measured == [1, 2, 3.5, 5, 10]  # linear between the measured, in proportion beyond them
+    assert [ms("aspc_td3bc", n, 1024) for n in (1, 4)] == [3, 6]
+    assert ms("aspc_td3bc", 1, 640) == 2 and ms("aspc_td3bc", 1, 2048) == 6 and ms("aspc_td3bc", 1, 128) == 0.5
+    assert [ms("baselines/iql", n, 256) for n in (1, 4, 10)] == [10, 20, 35]  # as ASPC grows
+    assert [ms("aspc_fql", n, 256) for n in (1, 4, 16)] == [4, 8, 20]
+    assert ms("baselines/iql", 4, 512) == 40
+    assert ms("aspc_iql", 1, 256) == 10 and ms("baselines/fql", 4, 256) == 8  # its sibling's
+    assert ms("benchmark/ablations/l_bc_form1", 10, 256) == 3.5
+    assert ms("baselines/wpc", 1, 256) is None
+    assert ms("baselines/td3bc", 1, 256) == 1  # measured at another batch alone: its sibling's again
+    compiled, _ = estimates.read_speeds(tmp_path, "cuda", compiled=True)
+    assert compiled == speeds  # what was measured in one mode alone counts for the other
+
+
 def test_estimate_from_recorded_speeds(tmp_path, capsys, monkeypatch):
-    """A GPU's speeds are taken where there are any; what was not measured is named, not guessed."""
+    """What was not measured is named, not guessed; without a GPU's speeds a GPU's hours are not told."""
     monkeypatch.setattr(run, "ROOT", tmp_path)
     folder = tmp_path / "docs" / "results"
     folder.mkdir(parents=True)
-    jobs = [run.Job("new", "", [], tmp_path, [0, 1], 0, 1_800_000, "aspc_td3bc"),
-            run.Job("resume", "", [], tmp_path, [0], 900_000, 1_000_000, "baselines/td3bc")]  # fmt: skip
+
+    def job(script: str, seeds: int, done: int, total: int, part: str) -> run.Job:
+        return run.Job("new", "", [], tmp_path, ["a", "b"][:seeds], [0], done, total, script, 256, part)
+
+    jobs = [job("aspc_td3bc", 2, 0, 1_800_000, "table1"), job("baselines/wpc", 1, 900_000, 1_000_000, "table4-giant")]
     speed_record(folder / "speed-a.json", "cpu", **{"aspc_td3bc eager": 10.0, "aspc_td3bc compiled": 5.0})
     speed_record(folder / "speed-b.json", "cpu", **{"aspc_td3bc eager": 20.0, "aspc_td3bc plain": 1.0})
-    run.print_estimate(Args(), jobs)
-    printed = capsys.readouterr().out
-    assert "about 10 CPU core hours" in printed and "no GPU was measured" in printed  # 2 x 1.8 million x 10 ms
-    assert "no speed is recorded: baselines/td3bc" in printed
-    run.print_estimate(Args(set=("compile=true",)), jobs)
-    assert "about 5 CPU core hours" in capsys.readouterr().out
-    speed_record(folder / "speed-gpu.json", "cuda", **{"aspc_td3bc graph": 1.0, "baselines/td3bc graph": 36.0})
-    run.print_estimate(Args(), jobs)
-    printed = capsys.readouterr().out
-    assert "about 2 GPU hours" in printed and "measured" not in printed and "not counted" not in printed
+    estimate = lambda *of: estimates.print_estimate(jobs, folder, *of) or capsys.readouterr().out  # noqa: E731
+    printed = estimate("cpu", "auto", 1)
+    assert "about 10.0 CPU core hours, without" in printed  # 1.8 million x 2 x 10 ms
+    assert "no speed is recorded: baselines/wpc" in printed and "of these" not in printed
+    assert "about 5.0 CPU core hours, 2.5 on 2 at a time" in estimate("cpu", "on", 2)
+    assert "10.0 CPU core hours" in estimate("cuda", "auto", 1) and "no GPU was measured" in estimate("cuda", "auto", 1)
+    gpu = {"aspc_td3bc graph": 2.0, "aspc_td3bc compiled graph": 1.0, "aspc_td3bc compiled graph, 2 x 256": 1.2}
+    speed_record(folder / "speed-gpu.json", "cuda", **gpu | {"baselines/wpc graph": 36.0})
+    printed = estimate("cuda", "auto", 1)
+    assert "about 1.6 GPU hours" in printed and "no GPU" not in printed and "not counted" not in printed
+    assert "1 x 2 learners, batch 256" in printed and "of these table1 0.6, table4 1.0" in printed
+    assert "about 3.0 GPU hours" in estimate("cuda", "off", 1)
+
+
+def test_a_gpus_plan_is_priced_as_it_is_grouped(tmp_path, monkeypatch, capsys):
+    """With --tuned ReBRAC's batch on locomotion is 1024."""
+    monkeypatch.setattr(estimates, "read_speeds", lambda *_: ({"baselines/rebrac": {(1, 256): 1.0}}, []))
+    wanted = {"scripts": ("baselines/rebrac",), "tasks": ("hopper-expert-v2",), "seeds": "0"}
+    run.main(Args(**wanted, runs_dir=tmp_path, per_gpu=1, dry_run=True, set=("tuned=true", "total_steps=900000")))
+    assert "batch 1024" in (printed := capsys.readouterr().out) and "about 1.0 GPU hours" in printed
 
 
 @pytest.mark.parametrize("script", ["aspc_td3bc", "baselines/td3bc"])
@@ -233,15 +298,22 @@ def test_a_command_says_what_the_plan_compares(script, tmp_path):
     """The script's own parser reads from the command what the plan looks for in config.json."""
     module = load_script(script)
     assert {name: default for name, (_, default) in run.script_arguments(script).items()} == asdict(module.Args())
-    settings = ("total-steps=5000", "robust_critic=false", "compile=true", "matmul_precision=medium", "dataset_path=x")
-    wanted = {"scripts": (script,), "tasks": ("Own-v0",), "seeds": "2-4", "seeds_per_run": 3, "set": settings}
-    given = {"total_steps": 5000, "robust_critic": False, "compile": True, "matmul_precision": "medium"}
-    given |= {"dataset_path": "x", "env_id": "Own-v0", "stand_in": False}
+    settings = ("total-steps=5e3", "robust_critic=false", "compile=on", "matmul_precision=medium", "eval_workers=2")
+    wanted = {"scripts": (script,), "tasks": ("maze2d",), "seeds": "2-4", "learners_per_run": 9, "set": settings}
+    given = {"total_steps": 5000, "robust_critic": False, "compile": "on", "matmul_precision": "medium"}
+    given |= {"eval_workers": 2, "env_id": tuple(TASK_SETS["maze2d"]), "stand_in": False}
     (job,) = plan(tmp_path, **wanted)
-    args = tyro.cli(module.Args, args=job.command[2:])
+    args = offline_run.args.parse(module.Args, "", job.command[2:])
     assert asdict(args) == asdict(module.Args(**given, seed=2, num_seeds=3, runs_dir=str(tmp_path / "runs")))
     write_run(tmp_path, script, [2, 3, 4], [], **given)
     assert states(plan(tmp_path, **wanted)) == {"resume": 1}
+
+
+def test_arguments_are_those_of_the_class_and_its_bases(tmp_path):
+    for path in [*ROOT.glob("baselines/*.py"), *ROOT.glob("aspc_*.py"), *ROOT.glob("benchmark/ablations/[!_c]*.py")]:
+        known = run.script_arguments(str(path.relative_to(ROOT).with_suffix("")))
+        assert {"eval_workers", "dataset_path", "batch_size"} <= known.keys(), path
+    assert run.script_arguments("benchmark/ablations/l_bc_form1") == run.script_arguments("aspc_td3bc")
 
 
 def test_stand_ins_are_refused_unless_asked_for(tmp_path):
@@ -252,21 +324,163 @@ def test_stand_ins_are_refused_unless_asked_for(tmp_path):
     write_run(tmp_path, "aspc_td3bc", [1], [{}], env_id=hopper.env_id)
     write_run(tmp_path, "aspc_td3bc", [0, 1], [{}, {}], source=maze.collected_source, env_id=maze.env_id)
     *finished, new = plan(tmp_path, **wanted)
-    assert [job.state for job in finished] == ["finished"] * 2 and new.state == "new"
+    assert [job.state for job in finished] == ["finished"] * 3 and new.state == "new"
     assert new.label == "hopper-medium-v2__aspc_td3bc__0" and "--no-stand-in" in new.command
-    assert states(plan(tmp_path, **wanted, stand_in=True)) == {"finished": 3}
+    assert states(plan(tmp_path, **wanted, stand_in=True)) == {"finished": 4}
     (new,) = plan(tmp_path, **(wanted | {"tasks": ("hopper-expert-v2",), "seeds": "0"}), stand_in=True)
     assert "--stand-in" in new.command and "--no-stand-in" not in new.command
 
 
 def test_groups_of_seeds(tmp_path):
-    jobs = plan(tmp_path, scripts=("aspc_td3bc.py",), tasks=("maze2d",), seeds="0-4,7", seeds_per_run=4)
-    assert [job.seeds for job in jobs] == 3 * [[0, 1, 2, 3]] + 3 * [[4]] + 3 * [[7]]  # a little of everything first
-    assert len({job.log for job in jobs}) == 9
+    jobs = plan(tmp_path, scripts=("aspc_td3bc.py",), tasks=("maze2d",), seeds="0-4,7", learners_per_run=4)
+    assert [job.seeds for job in jobs] == 3 * [[0, 1, 2, 3]] + [[4], [7]]  # a little of everything first
+    assert len({job.log for job in jobs}) == 5
+    alone = plan(tmp_path, scripts=("aspc_td3bc.py",), tasks=("maze2d",), seeds="0-4")
+    assert [len(job.learners) for job in alone] == [1] * 15  # a CPU gains nothing by more
+
+
+def sizes(jobs: list[run.Job]) -> list[tuple[str, int, int]]:
+    """(first task's robot, tasks, seeds) of each job"""
+    return sorted((job.tasks[0].split("-")[0], len(job.tasks), len(job.seeds)) for job in jobs)
+
+
+def test_groups_of_tasks(tmp_path):
+    """On a GPU tasks of one robot train together, with all their seeds."""
+    aspc = {"scripts": ("aspc_td3bc",), "per_gpu": 1}
+    assert sizes(plan(tmp_path, suite="mazes", per_gpu=1)).count(("maze2d", 3, 4)) == 6  # one job a script
+    jobs = plan(tmp_path, **aspc, tasks=("paper",))
+    assert sizes(jobs) == sorted(
+        [(robot, 3, 4) for robot in ("halfcheetah", "hopper", "walker2d", "antmaze") for _ in range(2)]
+        + [(robot, 3, 4) for robot in ("maze2d", "pen", "door", "hammer", "relocate")]
+    )  # 6 x 4 are more than 16: two halves
+    assert Counter(learner for job in jobs for learner in job.learners) == Counter(
+        (task, seed) for task in TASK_SETS["paper"] for seed in range(4)
+    )
+    assert jobs[0].label == "halfcheetah-random-v2+2__aspc_td3bc__0-3"
+    everything = plan(tmp_path, **aspc, tasks=("paper",), learners_per_run=100)
+    assert sizes(everything)[1:3] == [("door", 3, 4), ("halfcheetah", 6, 4)] and len(everything) == 9
+    (tmp_path / "maze2d-umaze-v1.hdf5").touch()
+    own_file = plan(tmp_path, **aspc, tasks=("maze2d",), dataset_dir=tmp_path)
+    assert sizes(own_file) == [("maze2d", 1, 4), ("maze2d", 2, 4)]
+    assert len(plan(tmp_path, **aspc, tasks=("maze2d",), set=("dataset_path=x",))) == 3
+
+
+def test_tuned_tasks_train_together_where_their_settings_are_the_same(tmp_path):
+    wanted = {"tasks": ("adroit", "maze2d"), "seeds": "0-1", "per_gpu": 1, "set": ("tuned=true",)}
+    jobs = plan(tmp_path, **wanted, scripts=("baselines/iql",))
+    assert sizes(jobs) == [(robot, 3, 2) for robot in ("door", "hammer", "maze2d", "pen", "relocate")]
+    jobs = plan(tmp_path, **wanted, scripts=("baselines/rebrac",))
+    assert ("maze2d", 3, 2) in sizes(jobs) and ("pen", 1, 2) in sizes(jobs)
+    module = load_script("baselines/rebrac")
+    for job in jobs:
+        module.tuned(module.Args(env_id=tuple(job.tasks)))  # it would exit
+
+
+def test_a_group_is_resumed_as_a_group_and_each_of_its_learners_counts_when_it_has_finished(tmp_path):
+    mazes = {"env_id": tuple(TASK_SETS["maze2d"]), "total_steps": 20_000}
+    wanted = {"scripts": ("aspc_td3bc",), "tasks": ("maze2d",), "per_gpu": 1, "set": ("total_steps=20000",)}
+    head = write_run(tmp_path, "aspc_td3bc", [0, 1], [{}, {}], **mazes)  # killed between its results
+    found = lambda jobs: [(job.state, len(job.tasks), job.seeds) for job in jobs]  # noqa: E731
+    assert found(plan(tmp_path, **wanted)) == [("finished", 1, [0]), ("finished", 1, [1]), ("resume", 3, [0, 1]),
+                                               ("new", 3, [2, 3])]  # fmt: skip
+    resumed = plan(tmp_path, **wanted)[2]
+    assert resumed.command[2:4] == ["--resume", str(head)] and (resumed.done, resumed.total) == (10_000, 20_000)
+    # the same learners trained elsewhere: nothing is left of the group
+    write_run(tmp_path, "aspc_td3bc", [0, 1], [{}] * 4, **mazes | {"env_id": mazes["env_id"][1:]})
+    finished = [("finished", 1, [seed]) for seed in (0, 0, 0, 1, 1, 1)]
+    assert found(plan(tmp_path, **wanted)) == [*finished, ("new", 3, [2, 3])]
+    # a moved group keeps its learners apart by their config.json
+    head.rename(head.with_name("renamed"))
+    assert found(plan(tmp_path, **wanted))[-1] == ("new", 3, [2, 3])
+
+
+def test_a_group_started_by_hand_is_resumed_once(tmp_path):
+    """Also where this program would not have made it: halfcheetah and walker2d have the same dimensions."""
+    tasks = ("halfcheetah-expert-v2", "walker2d-expert-v2")
+    write_run(tmp_path, "aspc_td3bc", [0], [], env_id=tasks)
+    jobs = plan(tmp_path, scripts=("aspc_td3bc",), tasks=tasks, seeds="0-1", per_gpu=1)
+    assert [(job.state, job.tasks) for job in jobs] == [
+        ("resume", list(tasks)), ("new", [tasks[0]]), ("new", [tasks[1]]),
+    ]  # fmt: skip
+
+
+def test_runs_of_one_task_each_count_as_well(tmp_path):
+    """Those of scripts that had no tasks side by side; their checkpoints are of no use any more."""
+    for seed, results in ((0, [{}]), (1, [])):
+        path = write_run(tmp_path, "aspc_td3bc", [seed], results, env_id="maze2d-umaze-v1")
+        config = json.loads((path / "config.json").read_text())
+        config["args"] |= {"env_id": config.pop("env_id"), "compile": True}
+        (path / "config.json").write_text(json.dumps(config))
+    jobs = plan(tmp_path, scripts=("aspc_td3bc",), tasks=("maze2d-umaze-v1",), seeds="0-1")
+    assert [(job.state, job.seeds) for job in jobs] == [("finished", [0]), ("new", [1])]
+
+
+def test_a_file_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Own-v0.hdf5").touch()
+    write_run(tmp_path, "aspc_td3bc", [0], [{}], env_id="Own-v0", dataset_path=str(tmp_path / "Own-v0.hdf5"))
+    wanted = {"scripts": ("aspc_td3bc",), "tasks": ("Own-v0",), "seeds": "0"}
+    assert states(plan(tmp_path, **wanted, dataset_dir=Path("."))) == {"finished": 1}
+    assert states(plan(tmp_path, **wanted, set=("dataset_path=Own-v0.hdf5",))) == {"finished": 1}
+
+
+def test_new_groups_are_of_what_is_left(tmp_path):
+    wanted = {"scripts": ("aspc_td3bc",), "tasks": ("maze2d",), "per_gpu": 1}
+    write_run(tmp_path, "aspc_td3bc", [1], [{}], env_id="maze2d-umaze-v1")
+    jobs = [job for job in plan(tmp_path, **wanted) if job.state == "new"]
+    groups = [(job.tasks[0], len(job.tasks), job.seeds) for job in jobs]
+    assert groups == [("maze2d-umaze-v1", 1, [0]), ("maze2d-medium-v1", 2, [0, 1, 2, 3]),
+                      ("maze2d-umaze-v1", 1, [2, 3])]  # fmt: skip
+
+
+def damage(path: Path, content: bytes | None = None) -> None:
+    """Turn a byte in the middle, or write this."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 255
+    path.write_bytes(bytes(data) if content is None else content)
+
+
+def test_a_damaged_run_is_named_and_stops_nothing(tmp_path, capsys):
+    wanted = {"scripts": ("aspc_td3bc",), "tasks": ("hopper-medium-v2",), "seeds": "0-6"}
+    heads = [write_run(tmp_path, "aspc_td3bc", [k], [{}] * (k == 1), env_id="hopper-medium-v2") for k in range(6)]
+    damage(heads[0] / "checkpoint.pt")
+    damage(heads[1] / "result.json", b'{"last": 3}')
+    damage(heads[2] / "config.json", b"{")
+    config = json.loads((heads[3] / "config.json").read_text())
+    (heads[3] / "config.json").write_text(json.dumps(config | {"group": ["../elsewhere"], "seed": 9}))
+    (heads[4] / "metrics.csv").write_bytes(b"\0\xff\n1")
+    damage(heads[5] / "config.json", b"[" * 100_000)
+    jobs = plan(tmp_path, **wanted)
+    assert [(job.state, job.seeds) for job in jobs] == [("resume", [4])] + [("new", [k]) for k in (0, 1, 2, 3, 5, 6)]
+    run.main(Args(runs_dir=tmp_path / "runs", dry_run=True, **wanted))
+    printed = capsys.readouterr().out
+    assert [str(head) in printed.partition("resume ")[0] for head in heads] == [True] * 4 + [False, True]
+    assert printed.count("--set-aside FOLDER") == 5
+
+
+@pytest.mark.parametrize("name", ["../x", "..", "a/b", "a\\b", "", 3])
+def test_names_in_a_group_stay_in_their_folder(name, tmp_path):
+    head = write_run(tmp_path, "aspc_td3bc", [0, 1], [], env_id="maze2d-umaze-v1")
+    config = json.loads((head / "config.json").read_text())
+    config["group"][1] = name
+    (head / "config.json").write_text(json.dumps(config))
+    wanted = run.make_plan(Args(scripts=("aspc_td3bc",), tasks=("maze2d-umaze-v1",), runs_dir=tmp_path / "runs"))
+    assert list(wanted.damaged) == [head] and states(wanted.jobs) == {"new": 4}
+
+
+def test_a_run_that_another_process_holds_is_left_to_it(tmp_path, capsys):
+    """Whoever started it: by hand, or a benchmark.run that was killed."""
+    head = write_run(tmp_path, "aspc_td3bc", [0, 1], [], checkpoint=False, env_id="maze2d-umaze-v1")
+    wanted = {"scripts": ("aspc_td3bc",), "tasks": ("maze2d-umaze-v1",), "seeds": "0-2"}
+    with filelock.FileLock(head / "lock"):
+        assert states(plan(tmp_path, **wanted)) == {"running": 1, "new": 1}
+        run.main(Args(runs_dir=tmp_path / "runs", dry_run=True, **wanted))
+        assert f"left to the process that is at it ({head})" in capsys.readouterr().out
+    assert states(plan(tmp_path, **wanted)) == {"new": 3}  # it holds no checkpoint
 
 
 def test_what_has_been_done_is_found(tmp_path, capsys):
-    wanted = {"scripts": ("aspc_td3bc",), "tasks": ("hopper-medium-v2",), "seeds_per_run": 2}
+    wanted = {"scripts": ("aspc_td3bc",), "tasks": ("hopper-medium-v2",), "learners_per_run": 2}
     hopper = {"env_id": "hopper-medium-v2"}
     write_run(tmp_path, "aspc_td3bc", [0, 1], [{}, {}], **hopper, track=True)
     half = write_run(tmp_path, "aspc_td3bc", [2, 3], [{}], **hopper)  # killed between its two results
@@ -277,9 +491,10 @@ def test_what_has_been_done_is_found(tmp_path, capsys):
     (tmp_path / "runs" / "broken" / "config.json").write_text("{")
     found = lambda jobs: [(job.state, job.seeds) for job in jobs]  # noqa: E731
     jobs = plan(tmp_path, **wanted, seeds="0-5")
-    assert found(jobs) == [("finished", [0, 1]), ("resume", [2, 3]), ("new", [4, 5])]
-    assert jobs[1].command == [sys.executable, os.path.relpath(ROOT / "aspc_td3bc.py"), "--resume", str(half)]
-    assert [job.total - job.done for job in jobs] == [0, 990_000, 1_000_000]
+    assert found(jobs) == [*(("finished", [k]) for k in range(3)), ("resume", [2, 3]), ("new", [4, 5])]
+    assert jobs[3].command[:4] == [sys.executable, os.path.relpath(ROOT / "aspc_td3bc.py"), "--resume", str(half)]
+    assert [job.total - job.done for job in jobs] == [0, 0, 0, 990_000, 1_000_000]
+    run.main(Args(runs_dir=tmp_path / "runs", **wanted, seeds="0-5", dry_run=True))
     assert "broken does not count" in capsys.readouterr().out
     assert found(plan(tmp_path, **wanted, seeds="1,6")) == [("finished", [1]), ("new", [6])]
     write_run(tmp_path, "aspc_td3bc", [4, 5, 6], [{}, {}, {}], **hopper)
@@ -291,10 +506,12 @@ def test_a_tuned_run_is_found_by_what_was_asked_for(script, tmp_path):
     """It records the settings of its task, as the scripts' own `tuned` gives them."""
     module, task = load_script(f"baselines/{script}"), "hopper-medium-v2"
     wanted = {"scripts": (f"baselines/{script}",), "tasks": (task,), "seeds": "0", "set": ("tuned=true",)}
-    args = module.Args(env_id=task, tuned=True)
+    args = module.Args(env_id=(task,), tuned=True)
     settings = asdict(module.tuned(args))
     write_run(tmp_path, f"baselines/{script}", [0], [{}], **settings)
     assert settings != asdict(args)
+    read = run.tuned_settings(ROOT / f"baselines/{script}.py", task)
+    assert asdict(args) | read == settings and read.keys() == tuned_arguments(ROOT / f"baselines/{script}.py")
     assert states(plan(tmp_path, **wanted)) == {"finished": 1}
     assert states(plan(tmp_path, **wanted | {"set": ("tuned=true", "total_steps=5000")})) == {"new": 1}
     assert states(plan(tmp_path, **wanted | {"set": ()})) == {"new": 1}
@@ -323,8 +540,9 @@ BAD_ARGUMENTS = {
     "no training script": ("--scripts benchmark/speed --tasks maze2d", "does not train"),
     "unknown task": ("--suite smoke --tasks hoper-medium-v2", "neither a D4RL task"),
     "unknown key": ("--suite smoke --set alpha_init=1", "baselines/td3bc.py has no argument alpha_init"),
-    "wrong type": ("--suite smoke --set total_steps=1e6", "total_steps takes one int"),
-    "wrong bool": ("--suite smoke --set compile", "true or false"),
+    "wrong type": ("--suite smoke --set total_steps=1.5", "total_steps takes one int"),
+    "wrong bool": ("--suite smoke --set robust_critic=0", "true or false"),
+    "wrong choice": ("--suite smoke --set compile=true", "compile takes auto or on or off"),
     "key of the plan": ("--suite smoke --set seed=1", "--seeds"),
     "stand-ins": ("--suite smoke --set stand_in=true", "--stand-in"),
     "override": ("--suite fig6b --set l_q_coef=1", "twice"),
@@ -332,6 +550,7 @@ BAD_ARGUMENTS = {
     "seeds": ("--suite smoke --seeds 0..3", "--seeds 0..3"),
     "no seeds": ("--suite smoke --seeds 3-0", "--seeds 3-0"),
     "folder": ("--suite smoke --dataset-dir nowhere", "nowhere"),
+    "learners": ("--suite smoke --learners-per-run 0", "--learners-per-run must be at least 1"),
     "threads": ("--suite smoke --threads 0", "--threads must be at least 1"),
     "address": ("--suite smoke --address auto", "--engine ray"),
 }
@@ -369,13 +588,13 @@ def test_the_scripts_one_of_them_killed(tmp_path):
             os.kill(int(path.parent.name), signal.SIGKILL)
     output = finish(process)
     assert process.returncode == 1 and "1 failed, 1 finished." in output, output
-    assert "0 finished and skipped, 0 to resume, 2 new" in output
+    assert "0 finished and skipped; jobs: 0 to resume, 2 new" in output
     assert re.search(r"Pendulum-v1__aspc_td3bc__0.*: failed: killed by SIGKILL\n    ", output)
 
     process = start(tmp_path, line)
     output = finish(process)
     assert process.returncode == 0 and output.endswith("1 finished.\n"), output
-    assert "1 finished and skipped, 1 to resume, 0 new" in output
+    assert "1 finished and skipped; jobs: 1 to resume, 0 new" in output
     results = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/result.json")]
     assert sorted((result["script"], result["steps"]) for result in results) == [("aspc_td3bc", 200), ("td3bc", 200)]
     commands = (tmp_path / "runs" / "commands.txt").read_text().splitlines()
@@ -393,7 +612,7 @@ def test_a_failed_run_does_not_stop_the_others(trainer, tmp_path):
     assert output.count("failed: exit status 1\n") == output.count("the last words of a run\n") == 3
     assert all(str(path) in output for path in tmp_path.glob("runs/logs/maze2d*.log"))
     assert states(plan(tmp_path, scripts=(trainer,), tasks=("maze2d",), seeds="0", set=("fail_at=5",))) == {"resume": 3}
-    process = start(tmp_path, f"{line} fail_at=999 --per-gpu 1 --gpus 5 7")
+    process = start(tmp_path, f"{line} fail_at=999 --per-gpu 1 --gpus 5 7 --learners-per-run 1")
     output = finish(process)
     assert process.returncode == 0 and "3 finished." in output and "last words" not in output
     assert set(re.findall(r"CUDA_VISIBLE_DEVICES=(\d)", logs(tmp_path))) == {"5", "7"}
@@ -406,7 +625,7 @@ ENGINES = ["local", pytest.param("ray", marks=pytest.mark.skipif(not importlib.u
 def test_stopped_and_started_again(trainer, tmp_path, engine):
     """Two of three jobs run, the third has not begun; all are taken up again where they stood."""
     line = (
-        f"--scripts {trainer} --tasks maze2d --seeds 0-1 --seeds-per-run 2 --engine {engine} --jobs 2 "
+        f"--scripts {trainer} --tasks maze2d --seeds 0-1 --learners-per-run 2 --engine {engine} --jobs 2 "
         "--set total_steps=150"
     )
     process = start(tmp_path, line)
@@ -417,14 +636,14 @@ def test_stopped_and_started_again(trainer, tmp_path, engine):
     output = finish(process)
     assert process.returncode == 128 + signal.SIGTERM, output
     assert "1 not started, 2 stopped." in output and "start the same command again" in output
-    steps = {path.read_text() for path in tmp_path.glob("runs/*/checkpoint.pt")}
+    steps = {zipfile.ZipFile(path).read("step").decode() for path in tmp_path.glob("runs/*/checkpoint.pt")}
     again = start(tmp_path, line)
     output = finish(again)
-    assert again.returncode == 0 and "0 finished and skipped, 2 to resume, 1 new" in output, output
+    assert again.returncode == 0 and "0 finished and skipped; jobs: 2 to resume, 1 new" in output, output
     assert len(list(tmp_path.glob("runs/*/result.json"))) == 6
     assert {f"at step {step} " for step in steps | {"0"}} == set(re.findall(r"at step \d+ ", logs(tmp_path)))
     last = start(tmp_path, line)
-    assert "3 finished and skipped, 0 to resume, 0 new" in finish(last) and last.returncode == 0
+    assert "6 finished and skipped; jobs: 0 to resume, 0 new" in finish(last) and last.returncode == 0
 
 
 def test_waiting_jobs_follow_by_themselves(trainer, tmp_path, monkeypatch, capsys):
@@ -436,8 +655,8 @@ def test_waiting_jobs_follow_by_themselves(trainer, tmp_path, monkeypatch, capsy
     for number, handler in handlers.items():
         signal.signal(number, handler)
     printed = capsys.readouterr().out
-    assert "0 finished and skipped, 0 to resume, 2 new, 2 waiting" in printed and "come first" in printed
-    assert "2 finished and skipped, 0 to resume, 2 new, 0 waiting" in printed and "4 finished." in printed
+    assert "0 finished and skipped; jobs: 0 to resume, 2 new, 2 waiting" in printed and "come first" in printed
+    assert "2 finished and skipped; jobs: 0 to resume, 2 new, 0 waiting" in printed and "4 finished." in printed
     alphas = [json.loads(path.read_text())["args"]["alpha"] for path in tmp_path.glob("runs/*/config.json")]
     assert sorted(alphas) == [2.5, 2.5, 3.5, 3.5]
 
@@ -450,12 +669,60 @@ def test_a_run_that_outlived_its_watcher_is_left_alone(trainer, tmp_path):
     process.kill()
     process.wait()
     again = start(tmp_path, line)
-    assert "failed: its process of an earlier start is still at work" in finish(again) and again.returncode == 1
+    assert "is left to the process that is at it" in finish(again) and again.returncode == 0
     os.kill(int(re.search(r"in process (\d+)", logs(tmp_path))[1]), signal.SIGTERM)
-    (log,) = tmp_path.glob("runs/logs/*.log")
-    with log.open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # until it has ended
+    (lock,) = tmp_path.glob("runs/maze2d*/lock")
+    with filelock.FileLock(lock, timeout=60):  # until it has ended
+        pass
     assert states(plan(tmp_path, **wanted)) == {"resume": 1}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_stopped_twice_leaves_no_orphan(trainer, tmp_path, engine):
+    """The run does not listen; a second signal ends it all the same, and benchmark.run ends after it."""
+    line = f"--scripts {trainer} --tasks maze2d-umaze-v1 --seeds 0 --engine {engine} --set total_steps=100000 deaf=1"
+    process = start(tmp_path, line)
+    wait_for(lambda: list(tmp_path.glob("runs/*/checkpoint.pt")))
+    for _ in range(2):  # `timeout` sends its signal twice
+        process.send_signal(signal.SIGTERM)
+    time.sleep(1.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    output = finish(process)
+    assert process.returncode == 128 + signal.SIGTERM and "1 killed." in output, output
+    child = int(re.search(r"in process (\d+)", logs(tmp_path))[1])
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+def test_a_damaged_run_is_set_aside_on_request(trainer, tmp_path):
+    process = start(tmp_path, line := f"--scripts {trainer} --tasks maze2d-umaze-v1 --seeds 0 --set fail_at=5")
+    finish(process)
+    (checkpoint,) = tmp_path.glob("runs/*/checkpoint.pt")
+    damage(checkpoint, checkpoint.read_bytes()[:-9])
+    output = finish(start(tmp_path, f"{line} --set-aside {tmp_path / 'aside'}"))
+    assert "1 new" in output and "it is damaged" in output and "1 failed." in output, output
+    assert len(list(tmp_path.glob("runs/*/config.json"))) == len(list(tmp_path.glob("aside/*/config.json"))) == 1
+
+
+def test_scores_of_all_learners_are_shown(trainer, tmp_path):
+    line = f"--scripts {trainer} --tasks maze2d --seeds 0-1 --per-gpu 1 --set total_steps=3"
+    output = finish(process := start(tmp_path, line))
+    assert process.returncode == 0, output
+    assert re.search(r"1/1 maze2d-umaze-v1\+2__trainer__0-1.*: finished\n +maze2d-umaze-v1 +score 3. 4.\n", output)
+    assert re.search(r"maze2d-medium-v1 +score 5. 6.\n +maze2d-large-v1 +score 7. 8.\n", output)
+
+
+def test_a_line_of_progress_is_read_as_the_scripts_print_it():
+    job = run.Job("new", "x", [], Path(), ["a", "b"], list(range(8)), 0, 1_000_000)
+    rows = [{"step": 25_000, "charts/normalized_score": k - 7.25, "aspc/alpha": 2.5} for k in range(16)]
+    text = f"Step 25,000 of 1,000,000: {offline_run.log.in_words(rows)}, 1 day, 2:00:00 to go"
+    step, words, scores = run.describe(job, ["a: 1,000 transitions", text])
+    assert step == 25_000 and words.endswith("25,000 of 1,000,000, 1 day, 2:00:00 to go")
+    assert [task for task, _ in scores] == ["a", "b"]
+    numbers = [float(number) for _, line in scores for number in line.removeprefix("score ").split()]
+    assert np.allclose(numbers, np.arange(16) - 7.25, atol=0.051)
+    assert run.describe(job, ["compiling"]) == (0, "compiling", [])
 
 
 def test_ray_is_optional(trainer, tmp_path, monkeypatch):
@@ -484,7 +751,7 @@ def test_the_screen(monkeypatch, capsys, tmp_path):
     first, second = capsys.readouterr().out.split("\x1b[2F")
     assert first.startswith("\x1b[Jhead\nxxx") and second == "\x1b[Jended\nhead\n"
     assert max(map(len, first.splitlines())) < 200
-    job = run.Job("new", "label", [], tmp_path / "x.log", [0], 0, 10)
+    job = run.Job("new", "label", [], tmp_path / "x.log", ["a"], [0], 0, 10)
     assert run.read_log(job, 0) == []
     job.log.write_text("old\nnew\n 1/10 [\r 2/10 [\n\reval\r    \rdone\r")
     assert run.read_log(job, 4) == ["new", " 2/10 [", "done"]
