@@ -238,7 +238,7 @@ class Agent:
         low, high = torch.as_tensor(low, dtype=dtype), torch.as_tensor(high, dtype=dtype)
         state_dim, action_dim = self.buffer.widths[:2]
         seeds = [args.seed + k for k in range(args.num_seeds)] * len(data)
-        theta, phi, psi = [], [], []
+        theta, phi, psi = [], [], []  # of the policies, the critics and V
         for seed in seeds:
             torch.manual_seed(seed)
             actor = Actor(state_dim, low, high)
@@ -335,8 +335,8 @@ class Agent:
 
     def update_alpha(self, g, alpha, advantage, weight, s, a, noise, actor_rate) -> Metrics:
         """One step on ρ along ∂L_outer/∂θ̃ · ∂θ̃/∂α · ∂α/∂ρ (eq. 10), before θ takes the step along g that it judges."""
-        weight_slope = torch.where(weight < WEIGHT_MAX, advantage * weight, 0.0)  # ∂w/∂α; L_inner is linear in w
-        g_slope = self.all(grad(self.actor_loss))(self.theta, weight_slope, s, a, noise)  # ∂g/∂α
+        weight_slope = torch.where(weight < WEIGHT_MAX, advantage * weight, 0.0)  # ∂w/∂α
+        g_slope = self.all(grad(self.actor_loss))(self.theta, weight_slope, s, a, noise)  # ∂g/∂α, for g is linear in w
         new_theta, slope = jvp(lambda g: self.inner_step(g, actor_rate), (g,), (g_slope,))  # θ̃, ∂θ̃/∂α
         outer_g, metrics = self.all(grad(self.outer_loss, has_aux=True))(new_theta, self.phi, alpha, self.ema, s, a)
         rho_g = (outer_g * slope).sum(1) * self.rho.sigmoid()  # the derivative of softplus

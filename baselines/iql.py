@@ -272,7 +272,7 @@ class Agent:
         low, high = torch.as_tensor(low, dtype=dtype), torch.as_tensor(high, dtype=dtype)
         state_dim, action_dim = self.buffer.widths[:2]
         seeds = [args.seed + k for k in range(args.num_seeds)] * len(data)
-        theta, phi, psi = [], [], []
+        theta, phi, psi = [], [], []  # of the policies, the critics and V
         for seed in seeds:
             torch.manual_seed(seed)
             actor = Actor(state_dim, low, high)
