@@ -111,6 +111,7 @@ def test_training_keeps_its_threads_and_its_precision():
         torch.set_float32_matmul_precision("highest")
 
 
+@pytest.mark.filterwarnings("ignore:.*The obs returned")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_observations_come_in_the_dtype_of_the_policy(dtype):
     """Also those of an environment whose observations are integers; integer actions are rounded."""
@@ -145,6 +146,7 @@ def test_step_limit(tmp_path, capsys):
     assert f"return {np.mean(result_of(run)['final_returns']):.1f} " in capsys.readouterr().out.splitlines()[-1]
 
 
+@pytest.mark.filterwarnings("ignore:.*The obs returned")
 def test_rounded_actions_are_announced(tmp_path, capsys):
     train(tmp_path, env_id=("Toy/Whole-v0",))
     assert capsys.readouterr().out.count("Toy/Whole-v0 takes whole numbers as actions") == 1
@@ -220,6 +222,7 @@ def test_video(finished, tmp_path, monkeypatch):
     assert len([frame for frame in film]) == steps.count("rgb_array") + 1 == steps.count(None) + 1 > 2
 
 
+@pytest.mark.filterwarnings("ignore:.*render")
 def test_video_that_cannot_be(finished, tmp_path, monkeypatch):
     """Every message fits its cause, and comes before an episode is played."""
     monkeypatch.setattr(toy.Walk, "step", lambda *_: pytest.fail("an episode was spent"))
