@@ -97,7 +97,7 @@ def begin_worker() -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def chunk(policy: bytes, *arguments) -> np.ndarray:
+def play_chunk(policy: bytes, *arguments) -> np.ndarray:
     """`episodes` with the policy as bytes: reading them imports the script, which registers its tasks."""
     return episodes(pickle.loads(policy), *arguments)
 
@@ -126,7 +126,7 @@ class Evaluator:
         if mask:
             mask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return self.pool and self.pool.submit(chunk, *arguments)
+            return self.pool and self.pool.submit(play_chunk, *arguments)
         except BrokenProcessPool:
             self.give_up()
         finally:
@@ -148,10 +148,10 @@ class Evaluator:
         with tqdm(desc="evaluation", total=total, unit="episode", leave=False, delay=2, disable=None) as bar:
             for arguments, future in self.chunks:
                 try:
-                    results.append(future.result() if future else chunk(*arguments))
+                    results.append(future.result() if future else play_chunk(*arguments))
                 except BrokenProcessPool:
                     self.give_up()
-                    results.append(chunk(*arguments))
+                    results.append(play_chunk(*arguments))
                 bar.update(len(results[-1]))
         return np.concatenate(results).reshape(self.shape)
 

@@ -129,7 +129,8 @@ def read_config(run: Path, script: str, Args: type[RunArgs]) -> tuple[dict, RunA
     kinds = {"env_id": str, "seed": int, "group": tuple[str, ...], "dataset": dict[str, str], "device": str}
     odd += [name for name, kind in kinds.items() if not fits(config.get(name), kind)]
     if odd or "source" not in config["dataset"]:
-        sys.exit(f"{run} is a run of another version of this script: it has other {', '.join(odd) or 'datasets'}.")
+        odd = ", ".join(dict.fromkeys(odd)) or "dataset"
+        sys.exit(f"{run} is a run of another version of this script: this one does not understand its {odd}.")
     return config, Args(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 

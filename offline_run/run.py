@@ -61,8 +61,10 @@ class Run:
         self.args = args = self.reopen(args) if args.resume else with_paths(args)
         check(args)
         self.learners, self.device = learners(args), device_of(args)
-        if self.checkpoint is not None and "cpu" in {self.device, trained := self.configs[0]["device"]} != {"cpu"}:
-            sys.exit(f"{self.paths[0]} was trained on {trained}, whose random numbers {self.device} cannot continue.")
+        if self.checkpoint is not None:
+            path, trained = self.paths[0], self.configs[0]["device"]
+            if (trained == "cpu") != (self.device == "cpu"):
+                sys.exit(f"{path} was trained on {trained}, whose random numbers {self.device} cannot continue.")
         if self.device != "cpu":
             torch.cuda.set_device(torch.device(self.device).index or 0)
         torch.set_float32_matmul_precision(args.matmul_precision)
@@ -178,8 +180,9 @@ class Run:
 
     def restore(self) -> None:
         """Load the checkpoint, and let each config.json tell of the resumption with what it went on."""
-        saved, path = self.checkpoint, self.paths[0] / "checkpoint.pt"
+        path = self.paths[0] / "checkpoint.pt"
         try:
+            saved = {**self.checkpoint}
             for sha256, dataset in zip(saved["dataset_sha256"], self.datasets, strict=True):
                 if sha256 != dataset.sha256:
                     sys.exit(f"{dataset.path} is not the file that this run was trained on: its sha256 differs.")

@@ -47,7 +47,7 @@ def evaluate_saved(
     print(f"{env_id}, seed {seed}: {summary(returns, percent_score(env_id, returns), config['dataset']['source'])}")
     if camera:
         play(policy, [camera], seed, 0)
-        camera.film.close()
+        camera.close()
         print(f"{args.render_video}: {camera.frames} frames")
 
 
@@ -56,18 +56,18 @@ class Camera(gymnasium.Wrapper):
 
     def __init__(self, path: str, env_id: str, max_episode_steps: int | None):
         """Exits with a sentence if the path will not do or there is no imageio, no render mode or no OpenGL."""
-        if Path(path).suffix != ".mp4" or not Path(path).absolute().parent.is_dir():
-            sys.exit(f"--render-video {path}: it must be the name of an .mp4 file in a folder that exists.")
+        folder = Path(path).absolute().parent
+        if Path(path).suffix != ".mp4" or not (folder.is_dir() and os.access(folder, os.W_OK)):
+            sys.exit(f"--render-video {path}: it must name an .mp4 file in a folder that can be written to.")
         missing = [name for name in ("imageio", "imageio_ffmpeg") if importlib.util.find_spec(name) is None]
         if missing:
             sys.exit(f"--render-video needs {missing[0]}: pip install imageio imageio-ffmpeg.")
         import imageio  # needed here alone
 
-        options = {"max_episode_steps": max_episode_steps, "render_mode": "rgb_array"}
         if "rgb_array" not in gymnasium.make(env_id).metadata.get("render_modes", []):
             sys.exit(f"--render-video: {env_id} has no render mode rgb_array, so it cannot be filmed.")
         try:
-            super().__init__(gymnasium.make(env_id, **options))
+            super().__init__(gymnasium.make(env_id, max_episode_steps=max_episode_steps, render_mode="rgb_array"))
             self.env.reset()
             self.env.render()
         except Exception as error:  # MuJoCo raises many types where it finds no OpenGL
@@ -90,3 +90,7 @@ class Camera(gymnasium.Wrapper):
         self.film.append_data(self.env.render())
         self.frames += 1
         return result
+
+    def close(self) -> None:
+        self.film.close()
+        self.env.close()

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,16 +13,17 @@ class Signals:
 
     def __init__(self):
         self.received, self.interruptible = 0, False
-        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-        if signal.getsignal(numbers[-1]) == signal.SIG_IGN:  # nohup ignores SIGHUP, and means it
-            numbers.pop()
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup means it
+            numbers.append(signal.SIGHUP)
         self.before = {number: signal.signal(number, self.receive) for number in numbers}
 
     def receive(self, number: int, _) -> None:
         self.received = number
         text = f"\n{signal.Signals(number).name}: stopping with a checkpoint. A second one stops at once, without.\n"
-        with contextlib.suppress(OSError):
-            os.write(2, text.encode())  # `print` may be what was interrupted
+        if sys.__stderr__:  # else a file may have its number
+            with contextlib.suppress(OSError):
+                os.write(2, text.encode())  # `print` may be what was interrupted
         for other in self.before:  # last, for `timeout` sends its signal twice; so does a closing terminal, later
             signal.signal(other, signal.SIG_DFL if other in (signal.SIGINT, signal.SIGTERM) else signal.SIG_IGN)
         if self.interruptible:

@@ -191,6 +191,8 @@ BAD_INPUT = {
     "the method's, no number": ("--alpha-init nan", "--alpha-init must be positive"),
     "unknown device": ("--device gpu", "--device"),
     "device misspelt": ("--device cpux", "--device"),
+    "no environment": ("--env-id Toy/Wlak-v0", "no environment Toy/Wlak-v0"),
+    "no module of an environment": ("--env-id toys:Toy/Walk-v0", "no environment toys:Toy/Walk-v0"),
     "no step limit": ("--env-id Toy/Endless-v0", "Toy/Endless-v0 has no step limit"),
     "evaluation with a training argument": ("--eval {tmp} --batch-size 9", "--eval takes this from the run itself"),
     "resumption with another": ("--resume {tmp} --compile on", "drop --compile"),
