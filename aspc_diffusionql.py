@@ -303,7 +303,7 @@ class Agent:
         """Both Q_j(s, a): (2, m), (..., S), (..., A) -> (2, ...)."""
         if self.device.type == "cpu":  # where two products are faster than a batched one
             return torch.stack([self.q(phi[0], s, a), self.q(phi[1], s, a)])
-        return vmap(self.q, in_dims=(0, None, None))(phi, s, a)
+        return vmap(lambda critic: self.q(critic, s, a))(phi)
 
     def pi(self, theta: Tensor, s: Tensor, noise: Tensor) -> Tensor:
         """The policy's actions (..., A) for states (..., S), of noise (..., T, A)."""

@@ -339,7 +339,7 @@ class Agent:
         """Both Q_j(s, a): (2, m), (B, S), (..., B, A) -> (2, ..., B)."""
         if self.device.type == "cpu":  # where two products are faster than a batched one
             return torch.stack([self.q(phi[0], s, a), self.q(phi[1], s, a)])
-        return vmap(self.q, in_dims=(0, None, None))(phi, s, a)
+        return vmap(lambda critic: self.q(critic, s, a))(phi)
 
     def actor_loss(
         self, theta: Tensor, phi: Tensor, log_eta: Tensor, s: Tensor, noise: Tensor

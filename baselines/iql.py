@@ -305,7 +305,7 @@ class Agent:
         """Both Q_j(s, a): (2, m), (B, S), (B, A) -> (2, B)."""
         if self.device.type == "cpu":  # where two products are faster than a batched one
             return torch.stack([self.q(phi[0], s, a), self.q(phi[1], s, a)])
-        return vmap(self.q, in_dims=(0, None, None))(phi, s, a)
+        return vmap(lambda critic: self.q(critic, s, a))(phi)
 
     def value_loss(self, psi: Tensor, phi: Tensor, s: Tensor, a: Tensor) -> tuple[Tensor, tuple[Tensor, Metrics]]:
         """Expectile regression: mean |τ − 1{A < 0}| A²,  A = min_j Q'_j(s, a) − V(s),  τ the expectile."""

@@ -250,7 +250,7 @@ class Agent:
         """Both Q_j(s, a): (2, m), (B, S), (B, A) -> (2, B)."""
         if self.device.type == "cpu":  # where two products are faster than a batched one
             return torch.stack([self.q(phi[0], s, a), self.q(phi[1], s, a)])
-        return vmap(self.q, in_dims=(0, None, None))(phi, s, a)
+        return vmap(lambda critic: self.q(critic, s, a))(phi)
 
     def target(self, theta: Tensor, phi: Tensor, next_s: Tensor, r: Tensor, d: Tensor, noise: Tensor) -> Tensor:
         """TD3's y = r + γ (1 − d) min_j Q'_j(s', π'(s') + ε)."""
