@@ -147,8 +147,8 @@ class Actor(nn.Module):
         )
         nn.init.xavier_uniform_(self.net[-1].weight, gain=0.01)
         nn.init.zeros_(self.net[-1].bias)
-        self.log_std_multiplier = nn.Parameter(torch.ones(()))
-        self.log_std_offset = nn.Parameter(-torch.ones(()))
+        self.log_std_multiplier = nn.Parameter(torch.ones(1))
+        self.log_std_offset = nn.Parameter(-torch.ones(1))
 
     def forward(self, s: Tensor, noise: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """The deterministic action; or, with standard normal noise (..., A), the action drawn with it and log π of it.
