@@ -396,13 +396,10 @@ class Agent:
     # --- Updates of all learners ---
 
     def update(self, s, a, next_s, r, d, noise, uniform) -> Metrics:
-        """One gradient step, from batches (K, B, ...) and noise (K, M, B, A). As in CORL's code all gradients are taken
-        before any of them is followed.
-        """
+        """One gradient step, from batches (K, B, ...). As in CORL's code all gradients are taken before any update."""
         alpha = self.alpha(self.log_lagrange)
-        actor_g, metrics = self.all(grad(self.actor_loss, has_aux=True))(
-            self.theta, self.phi, self.log_eta, s, noise[:, -1]
-        )
+        inputs = self.theta, self.phi, self.log_eta, s, noise[:, -1]
+        actor_g, metrics = self.all(grad(self.actor_loss, has_aux=True))(*inputs)
         y = self.all(self.target)(self.theta, self.target_phi, next_s, r, d, noise[:, 2 * M : -1])
         actions, log_u = self.all(self.proposals)(self.theta, s, a, next_s, noise[:, : 2 * M], uniform)
         critic_g, more = self.all(grad(self.critic_loss, has_aux=True))(self.phi, alpha, s, y, actions, log_u)
