@@ -106,8 +106,8 @@ class Actor(nn.Module):
         )
         nn.init.xavier_uniform_(self.net[-1].weight, gain=0.01)
         nn.init.zeros_(self.net[-1].bias)
-        self.log_std_multiplier = nn.Parameter(torch.ones(()))
-        self.log_std_offset = nn.Parameter(-torch.ones(()))
+        self.log_std_multiplier = nn.Parameter(torch.ones(1))
+        self.log_std_offset = nn.Parameter(-torch.ones(1))
 
     def forward(self, s: Tensor, noise: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """The deterministic action; or, with standard normal noise (..., A), the action drawn with it and log π of it.
@@ -376,35 +376,34 @@ class Agent:
         return self.phi - LEARNING_RATE / (1 - 0.9 * adam.beta1_t) * m / root
 
     def update_alpha(self, g: Tensor, alpha: Tensor, s: Tensor, actions: Tensor, log_u: Tensor) -> Metrics:
-        """One step on ρ along ∂L_outer/∂φ̃ · ∂φ̃/∂α · ∂α/∂ρ (eq. 10), before φ takes the step along g that it judges.
-
-        The derivative runs forwards, from α to L_outer: one pass tells how both of its parts pull at α.
+        """One step on ρ along ∂L_outer/∂φ̃ · ∂φ̃/∂α · ∂α/∂ρ (eq. 10), before φ takes the step along g that it judges. The
+        derivative runs forwards, from g through φ̃ to L_outer: one pass tells how either part of L_outer pulls at α.
         """
+
+        def outer(g):
+            return self.all(self.outer_loss)(self.inner_step(g), alpha, self.ema, s, actions, log_u)
+
         g_slope = self.all(grad(self.inner_slope))(self.phi, s, actions, log_u)  # ∂g/∂α
-        new_phi, slope = jvp(self.inner_step, (g,), (g_slope,))  # φ̃, ∂φ̃/∂α
-        outer = lambda new_phi: self.all(self.outer_loss)(new_phi, alpha, self.ema, s, actions, log_u)  # noqa: E731
-        _, pulls, metrics = jvp(outer, (new_phi,), (slope,), has_aux=True)
-        pull_q, pull_penalty = (pull.to(self.rho) * self.rho.sigmoid() for pull in pulls)  # the derivative of softplus
+        _, pulls, metrics = jvp(outer, (g,), (g_slope,), has_aux=True)
+        # times the derivative of softplus; jvp may have made float64 of what met a Python number
+        pull_q, pull_penalty = (pull.to(self.rho) * self.rho.sigmoid() for pull in pulls)
+        rho_g = pull_q + pull_penalty
         decay = 0.01 ** (self.rho_adam.t / max(1, self.args.total_steps // self.period_steps))
-        learning_rate = self.args.alpha_lr * self.args.alpha_interval / 10 * decay
-        self.rho_adam.step(self.rho, pull_q + pull_penalty, learning_rate)
+        self.rho_adam.step(self.rho, rho_g, self.args.alpha_lr * self.args.alpha_interval / 10 * decay)
         self.rho.clamp_(self.rho_min, self.rho_max)  # L_outer knows no limit
         self.ema += metrics["aspc/delta_q"]
         return metrics | {
-            "aspc/alpha": alpha, "aspc/alpha_grad": pull_q + pull_penalty,
+            "aspc/alpha": alpha, "aspc/alpha_grad": rho_g,
             "aspc/alpha_grad_q": pull_q, "aspc/alpha_grad_penalty": pull_penalty,
         }
 
     # --- Updates of all learners ---
 
     def update(self, s, a, next_s, r, d, noise, uniform, move_alpha: bool = False) -> Metrics:
-        """One gradient step, from batches (K, B, ...) and noise (K, M, B, A). As in CORL's code all gradients are taken
-        before any of them is followed.
-        """
+        """One gradient step, from batches (K, B, ...). As in CORL's code all gradients are taken before any update."""
         alpha = F.softplus(self.rho)
-        actor_g, metrics = self.all(grad(self.actor_loss, has_aux=True))(
-            self.theta, self.phi, self.log_eta, s, noise[:, -1]
-        )
+        inputs = self.theta, self.phi, self.log_eta, s, noise[:, -1]
+        actor_g, metrics = self.all(grad(self.actor_loss, has_aux=True))(*inputs)
         y = self.all(self.target)(self.theta, self.target_phi, next_s, r, d, noise[:, 2 * M : -1])
         actions, log_u = self.all(self.proposals)(self.theta, s, a, next_s, noise[:, : 2 * M], uniform)
         critic_g, more = self.all(grad(self.inner_loss, has_aux=True))(self.phi, alpha, s, y, actions, log_u)

@@ -148,8 +148,8 @@ class Actor(nn.Module):
         )
         nn.init.xavier_uniform_(self.net[-1].weight, gain=0.01)
         nn.init.zeros_(self.net[-1].bias)
-        self.log_std_multiplier = nn.Parameter(torch.ones(()))
-        self.log_std_offset = nn.Parameter(-torch.ones(()))
+        self.log_std_multiplier = nn.Parameter(torch.ones(1))
+        self.log_std_offset = nn.Parameter(-torch.ones(1))
 
     def forward(self, s: Tensor, noise: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """The deterministic action; or, with standard normal noise (..., A), the action drawn with it and log π of it.
@@ -397,13 +397,10 @@ class Agent:
     # --- Updates of all learners ---
 
     def update(self, s, a, next_s, r, d, noise, uniform) -> Metrics:
-        """One gradient step, from batches (K, B, ...) and noise (K, M, B, A). As in CORL's code all gradients are taken
-        before any of them is followed.
-        """
+        """One gradient step, from batches (K, B, ...). As in CORL's code all gradients are taken before any update."""
         alpha = self.alpha(self.log_lagrange)
-        actor_g, metrics = self.all(grad(self.actor_loss, has_aux=True))(
-            self.theta, self.phi, self.log_eta, s, noise[:, -1]
-        )
+        inputs = self.theta, self.phi, self.log_eta, s, noise[:, -1]
+        actor_g, metrics = self.all(grad(self.actor_loss, has_aux=True))(*inputs)
         y = self.all(self.target)(self.theta, self.target_phi, next_s, r, d, noise[:, 2 * M : -1])
         actions, log_u = self.all(self.proposals)(self.theta, s, a, next_s, noise[:, : 2 * M], uniform)
         critic_g, more = self.all(grad(self.critic_loss, has_aux=True))(self.phi, alpha, s, y, actions, log_u)

@@ -4,16 +4,17 @@ differences, of the densities by torch.distributions, of the penalty's integral 
 import functools
 import json
 import math
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import A, S, assert_seeds_are_independent, load_script, random_data, stop_before_alpha
+from conftest import A, S, assert_seeds_are_independent, load_script, parts, random_data, stop_before_alpha
 from test_device import NoHost
 from test_update import PlainAdam
 from torch import distributions
-from torch.func import vmap
+from torch.func import grad, vmap
 from torch.nn import functional as F
 
 import d4rl_gymnasium as d4rl
@@ -37,12 +38,16 @@ VARIANTS = [
 each_script = pytest.mark.parametrize("script", SCRIPTS)
 
 
+def task_data() -> dict[str, np.ndarray]:
+    """A task whose bounds are not ±1."""
+    data = random_data()
+    return data | {"actions": (LOW + (HIGH - LOW) * (data["actions"] + 1) / 2).astype(np.float32)}
+
+
 def agent_of(script: str, **arguments):
-    """An agent in a task whose bounds are not ±1."""
-    module, data = load_script(script), random_data()
-    data["actions"] = (LOW + (HIGH - LOW) * (data["actions"] + 1) / 2).astype(np.float32)
+    module = load_script(script)
     args = module.Args(**({"batch_size": 4, "total_steps": TOTAL} | arguments))
-    return module.Agent(args, data, LOW, HIGH, "cpu")
+    return module.Agent(args, [task_data()], LOW, HIGH, "cpu")
 
 
 # --- One update -------------------------------------------------------------------------------------------------------
@@ -52,11 +57,14 @@ class Restatement:
     """CQL as CORL has it, and ASPC by autograd through everything: one seed, plain tensors, a hand-written Adam."""
 
     def __init__(self, agent, adaptive):
-        pick = lambda params, *index: [p[index].clone() for name, p in params.items() if name.startswith("net.")]  # noqa: E731
-        self.actor = [*pick(agent.actor, 0), torch.tensor(1.0), torch.tensor(-1.0)]  # and multiplier, offset
-        self.q = [pick(agent.critics, 0, j) for j in range(2)]
-        self.target_q = [pick(agent.target_critics, 0, j) for j in range(2)]
-        self.mean, self.std, self.args, self.adaptive = agent.actor_net.mean, agent.actor_net.std, agent.args, adaptive
+        pick = lambda f, vectors: [p.clone() for p in parts(f, vectors)]  # noqa: E731
+        self.actor = [torch.tensor(1.0), torch.tensor(-1.0), *pick(agent.pi, agent.theta[0])[2:]]  # multiplier, offset
+        self.q = [pick(agent.q, agent.phi[0, j]) for j in range(2)]
+        self.target_q = [pick(agent.q, agent.target_phi[0, j]) for j in range(2)]
+        s = torch.as_tensor(task_data()["observations"], dtype=torch.float64)
+        self.mean, self.std, self.args, self.adaptive = s.mean(0), s.std(0, correction=0) + 1e-3, agent.args, adaptive
+        if not getattr(agent.args, "normalize", True):
+            self.mean, self.std = torch.zeros(S), torch.ones(S)
         self.log_eta, self.log_lagrange = torch.tensor(0.0), torch.tensor(1.0)
         self.adam_actor, self.adam_q = PlainAdam(self.actor), [PlainAdam(q) for q in self.q]
         self.adam_eta, self.adam_lagrange = PlainAdam([self.log_eta]), PlainAdam([self.log_lagrange])
@@ -79,8 +87,8 @@ class Restatement:
     def draw(self, p, s, noise):
         """Actions (B, n, A) and their log densities (B, n), from noise (n, B, A); the observations stand n times."""
         s = s.repeat_interleave(len(noise), 0).view(len(s), len(noise), S)
-        mean, log_std = self.network(p[:-2], (s - self.mean) / self.std).split(A, -1)
-        std = (p[-2] * log_std + p[-1]).clamp(-20, 2).exp()
+        mean, log_std = self.network(p[2:], (s - self.mean) / self.std).split(A, -1)
+        std = (p[0] * log_std + p[1]).clamp(-20, 2).exp()
         x = mean + std * noise.transpose(0, 1)
         a = self.transform(x)
         density = distributions.Normal(mean, std).log_prob(x) - self.transform.log_abs_det_jacobian(x, a)
@@ -162,23 +170,20 @@ def test_equals_the_restatement(float64, script, name, arguments, record_propert
     agent = agent_of(script, **arguments)
     plain = Restatement(agent, adaptive)
     first_rho = plain.rho.item() if adaptive else None
+    columns = ("observations", "actions", "next_observations", "rewards", "terminals")
+    data = [torch.as_tensor(task_data()[key], dtype=torch.float64) for key in columns]
     for _ in range(STEPS // agent.period_steps):
         agent.advance()  # leaves its batch indices and random numbers behind
-        for i in range(agent.period_steps):
-            s, a, next_s, r, d = agent.rows[agent.indices[0, i]].split(agent.widths, 1)
-            plain.train(s, a, next_s, r[:, 0], d[:, 0], agent.noise[0, i], agent.uniform[0, i])
-    network = lambda params, *index: [p[index] for name, p in params.items() if name.startswith("net.")]  # noqa: E731
+        for rows, noise, uniform in zip(agent.buffer.indices[0], agent.noise[0], agent.uniform[0], strict=True):
+            plain.train(*(column[rows] for column in data), noise, uniform)
     pairs = {
-        "actor": (network(agent.actor, 0), plain.actor[:-2]),
-        "multiplier and offset": (
-            [agent.actor["log_std_multiplier"][0], agent.actor["log_std_offset"][0]], plain.actor[-2:]
-        ),
-        "critic 1": (network(agent.critics, 0, 0), plain.q[0]),
-        "critic 2": (network(agent.critics, 0, 1), plain.q[1]),
-        "target critic 1": (network(agent.target_critics, 0, 0), plain.target_q[0]),
-        "target critic 2": (network(agent.target_critics, 0, 1), plain.target_q[1]),
+        "actor": (parts(agent.pi, agent.theta[0]), plain.actor),
+        "critic 1": (parts(agent.q, agent.phi[0, 0]), plain.q[0]),
+        "critic 2": (parts(agent.q, agent.phi[0, 1]), plain.q[1]),
+        "target critic 1": (parts(agent.q, agent.target_phi[0, 0]), plain.target_q[0]),
+        "target critic 2": (parts(agent.q, agent.target_phi[0, 1]), plain.target_q[1]),
         "log eta": (agent.log_eta, [plain.log_eta]),
-    }  # fmt: skip
+    }
     if name == "lagrange":
         pairs["log lagrange"] = (agent.log_lagrange, [plain.log_lagrange])
         assert abs(plain.log_lagrange - 1) > 1e-3
@@ -203,41 +208,46 @@ def agent_at(updates: int):
     """Two seeds whose next step is their `updates`-th and moves α, and what update_alpha will see."""
     agent = agent_of("aspc_cql", num_seeds=2, alpha_interval=updates, alpha_init=3.0)
     seen = stop_before_alpha(agent)
-    assert all(state["step"] == updates - 1 for state in agent.critic_optimizer.state.values())
-    return agent, *seen
+    assert agent.critic_adam.t == updates - 1
+    return agent, seen
 
 
 @pytest.mark.parametrize("updates", [3, 100])
 def test_hypergradient_equals_central_differences(float64, updates, record_property):
     """Of the whole map ρ -> φ̃ -> L_outer, with every quantity under a stop-gradient held at its value for this ρ; and
     of its terms in Q̄ and in the penalty, one by one, as the metrics tell them."""
-    agent, batch, drawn = agent_at(updates)
+    agent, (g, alpha, s, actions, log_u) = agent_at(updates)
     before = {name: tensor.clone() for name, tensor in agent.tensors().items()}
     agent.ema.fill_(-40.0)  # far from Q̄, lest L_Q drown in the rest
-    agent.update_alpha(batch, drawn)
+    metrics = agent.update_alpha(g, alpha, s, actions, log_u)
     for name, tensor in agent.tensors().items():
         tensor.copy_(before[name])
+    assert torch.equal(alpha, F.softplus(agent.rho))
+
+    def inner_gradient(rho):
+        """∇_φ L_inner for targets y = 0: y adds what no α changes."""
+        y = s.new_zeros(s.shape[:2])
+        return vmap(grad(agent.inner_loss, has_aux=True))(agent.phi, F.softplus(rho), s, y, actions, log_u)[0]
 
     def terms(rho):
         """mean Q̄, mean |Q̄| and Σ_j C_j of the new critics: (K,)."""
-        gradient, _ = agent.inner_gradient(agent.critics, F.softplus(rho), batch, drawn)
-        new = agent.inner_step(gradient)
-        q = vmap(vmap(agent.q, in_dims=(0, None, None)))(new, batch.observations, drawn.actions)  # (K, 2, 31, B)
-        excess = torch.logsumexp(q[:, :, 1:] - drawn.log_densities[:, None], 2) - q[:, :, 0]
+        new = agent.inner_step(g + inner_gradient(rho) - inner_gradient(agent.rho))
+        q = vmap(vmap(agent.q, in_dims=(0, None, None)))(new, s, actions)  # (K, 2, 31, B)
+        excess = torch.logsumexp(q[:, :, 1:] - log_u[:, None], 2) - q[:, :, 0]
         q_bar = q[:, :, 21:].amin(1)
         return q_bar.mean((1, 2)), q_bar.abs().mean((1, 2)), excess.mean(2).sum(1)
 
-    alpha, q_scale = F.softplus(agent.rho), terms(agent.rho)[1]
+    q_scale = terms(agent.rho)[1]
 
-    def parts(rho):
+    def outer(rho):
         q, _, penalty = terms(rho)
         return torch.stack([-q / q_scale + (0.005 * (q + 40)) ** 2, alpha * penalty])
 
-    wide, narrow = ((parts(agent.rho + h) - parts(agent.rho - h)) / (2 * h) for h in (2e-3, 1e-3))
+    wide, narrow = ((outer(agent.rho + h) - outer(agent.rho - h)) / (2 * h) for h in (2e-3, 1e-3))
     expected = (4 * narrow - wide) / 3  # Richardson: the error falls as h^4
-    ours = torch.stack([agent.metrics["aspc/alpha_grad_q"], agent.metrics["aspc/alpha_grad_penalty"]])
+    ours = torch.stack([metrics["aspc/alpha_grad_q"], metrics["aspc/alpha_grad_penalty"]])
     error = ((ours - expected) / expected).abs().max().item()
-    total = (agent.metrics["aspc/alpha_grad"] / expected.sum(0) - 1).abs().max().item()
+    total = (metrics["aspc/alpha_grad"] / expected.sum(0) - 1).abs().max().item()
     record_property("relative error of the terms", error)
     record_property("relative error", total)
     assert error < 1e-5 and total < 1e-5
@@ -246,7 +256,7 @@ def test_hypergradient_equals_central_differences(float64, updates, record_prope
 @pytest.mark.parametrize(("push", "bound"), [(1.0, 9.995), (-1.0, 10.002)])
 def test_alpha_stays_within_its_bounds(float64, push, bound):
     agent = agent_of("aspc_cql", alpha_min=9.995, alpha_max=10.002, total_steps=1000)
-    agent.rho_optimizer.state[agent.rho]["exp_avg"].fill_(push)
+    agent.rho_adam.m.fill_(push)
     for _ in range(2):
         agent.advance()
         assert 9.995 - 1e-9 < F.softplus(agent.rho).item() < 10.002 + 1e-9
@@ -260,28 +270,28 @@ def test_alpha_stays_within_its_bounds(float64, push, bound):
 def test_densities(float64, script):
     """Against torch.distributions, deviations beyond their limits and saturated actions included."""
     agent = agent_of(script)
-    actor = {name: p[0].clone() for name, p in agent.actor.items()}
     torch.manual_seed(0)
-    actor["net.6.weight"][:A] *= 3000
-    actor["net.6.weight"][A:] *= 500
-    actor["log_std_multiplier"].fill_(1.7)
-    actor["log_std_offset"].fill_(0.4)
+    multiplier, offset, *layers = parts(agent.pi, agent.theta[0])  # views
+    layers[6][:A] *= 3000
+    layers[6][A:] *= 500
+    multiplier.fill_(1.7)
+    offset.fill_(0.4)
     s, noise = torch.randn(64, S), torch.randn(10, 64, A)
-    hidden = [(s - agent.actor_net.mean) / agent.actor_net.std]
+    hidden = s
     for i in (0, 2, 4):
-        hidden.append(F.linear(hidden[-1], actor[f"net.{i}.weight"], actor[f"net.{i}.bias"]).relu())
-    mean, log_std = F.linear(hidden[-1], actor["net.6.weight"], actor["net.6.bias"]).split(A, -1)
+        hidden = F.linear(hidden, layers[i], layers[i + 1]).relu()
+    mean, log_std = F.linear(hidden, layers[6], layers[7]).split(A, -1)
     log_std = 1.7 * log_std + 0.4
     assert (log_std > 2).any() and (log_std < 2).any() and mean.abs().max() > 2
     affine = distributions.AffineTransform((HIGH_ + LOW_) / 2, (HIGH_ - LOW_) / 2, cache_size=1)
     transforms = [distributions.TanhTransform(cache_size=1), affine]  # cached, for they cannot invert a rounded tanh
     policy = distributions.TransformedDistribution(distributions.Normal(mean, log_std.clamp(-20, 2).exp()), transforms)
     expected = affine(transforms[0](mean + log_std.clamp(-20, 2).exp() * noise))
-    actions, log_pi = agent.sample(actor, s, noise)
+    actions, log_pi = agent.pi(agent.theta[0], s, noise)
     torch.testing.assert_close(actions, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(log_pi, policy.log_prob(expected).sum(-1), rtol=1e-12, atol=1e-12)
     assert ((actions >= LOW_) & (actions <= HIGH_)).all()
-    torch.testing.assert_close(agent.pi(actor, s), affine(mean.tanh()), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(agent.pi(agent.theta[0], s), affine(mean.tanh()), rtol=1e-12, atol=1e-12)
 
 
 @each_script
@@ -289,58 +299,64 @@ def test_penalty_estimates_the_integral(float64, script, monkeypatch):
     """Of Q(s, a) = −‖a − c‖², whose integral over the box is known: the mean over its terms of what the logsumexp adds,
     for each of the three kinds of actions on its own, so that each kind's density counts."""
     agent = agent_of(script, batch_size=8000)
-    agent.noise.normal_(generator=torch.Generator().manual_seed(0))
-    agent.uniform.uniform_(generator=torch.Generator().manual_seed(1))
-    one = lambda params: {name: p[0] for name, p in params.items()}  # noqa: E731
-    s, a, next_s, r, d = agent.rows[torch.arange(8000) % 400].split(agent.widths, 1)
-    batch = load_script(script).Batch(s, a, next_s, r[:, 0], d[:, 0])
-    actor = one(agent.actor) | {"log_std_offset": torch.tensor(0.0)}  # broad, or single terms outweigh all others
-    drawn = agent.drawn(actor, one(agent.target_critics), batch, agent.noise[0, 0, :-1], agent.uniform[0, 0])
+    noise, uniform = agent.noise[0, 0], agent.uniform[0, 0]
+    noise.normal_(generator=torch.Generator().manual_seed(0))
+    uniform.uniform_(generator=torch.Generator().manual_seed(1))
+    agent.buffer.indices[0, 0] = torch.arange(8000) % 400
+    s, a, next_s, _, _ = (x[0, 0] for x in agent.buffer.batches())
+    parts(agent.pi, agent.theta[0])[1].fill_(0.0)  # broad, or single terms outweigh all others
+    actions, log_u = agent.proposals(agent.theta[0], s, a, next_s, noise[:20], uniform)
     c = torch.tensor([1.0, -0.5, 3.0])
-    monkeypatch.setattr(agent, "q", lambda critic, s, a: -(a - c).square().sum(-1) + 0 * critic["net.0.bias"].sum())
-    q, penalty = agent.penalty(one(agent.critics), batch, drawn)
+    monkeypatch.setattr(agent, "q", lambda phi, s, a: -(a - c).square().sum(-1))
+    q = agent.twins(agent.phi[0], s, actions)
+    penalty = agent.penalty(q, log_u)
     integral = math.prod(
         math.sqrt(math.pi) / 2 * (math.erf(h - m) - math.erf(low - m))
         for low, h, m in zip(LOW, HIGH, c.tolist(), strict=True)
     )
-    terms = (q[0, 1:] - drawn.log_densities).exp().view(3, 10, -1)
+    terms = (q[0, 1:] - log_u).exp().view(3, 10, -1)
     assert terms.mean((1, 2)) == pytest.approx([integral] * 3, rel=0.03)
     expected = (30 * terms.mean((0, 1))).log() - q[0, 0]
     assert penalty.item() == pytest.approx(2 * expected.mean().item(), rel=1e-12)
-    assert q.shape == (2, 31, 8000) and torch.equal(drawn.actions[0], a)
+    assert q.shape == (2, 31, 8000) and torch.equal(actions[0], a)
 
 
 @each_script
 def test_initialisation(script):
     """Orthogonal critics, and a policy close to a tanh-Gaussian of mean 0 and log deviation −1."""
     agent = agent_of(script)
+    twins = parts(agent.q, agent.phi[0])  # the weight (2, ...) and the bias of each layer
     for j in range(2):
-        for i in (0, 2, 4):
-            w = agent.critics[f"net.{i}.weight"][0, j]
+        for weight in twins[0:6:2]:
+            w = weight[j]
             torch.testing.assert_close(w.T @ w, 2 * torch.eye(w.shape[1]), rtol=0, atol=1e-5)
-        assert agent.critics["net.6.weight"][0, j].norm().item() == pytest.approx(0.01, rel=1e-5)
-        assert all((agent.critics[f"net.{i}.bias"] == 0).all() for i in (0, 2, 4, 6))
-    assert (agent.critics["net.0.weight"][0, 0] != agent.critics["net.0.weight"][0, 1]).any()
-    last, bound = agent.actor["net.6.weight"], 0.01 * math.sqrt(6 / (256 + 2 * A))
-    assert 0.95 * bound < last.abs().max() <= bound and (agent.actor["net.6.bias"] == 0).all()
-    assert (agent.actor["log_std_multiplier"].item(), agent.actor["log_std_offset"].item()) == (1.0, -1.0)
+        assert twins[6][j].norm().item() == pytest.approx(0.01, rel=1e-5)
+        assert all((bias[j] == 0).all() for bias in twins[1::2])
+    assert (twins[0][0] != twins[0][1]).any()
+    multiplier, offset, *layers = parts(agent.pi, agent.theta[0])
+    last, bound = layers[6], 0.01 * math.sqrt(6 / (256 + 2 * A))
+    assert 0.95 * bound < last.abs().max() <= bound and (layers[7] == 0).all()
+    assert (multiplier.item(), offset.item()) == (1.0, -1.0)
     assert agent.target_entropy.item() == pytest.approx(-A + math.log(2 * 1 * 2))
 
 
 @each_script
-def test_saved_actor_acts_like_the_agent(float64, script):
+def test_saved_policy_acts_like_the_agent(float64, script):
     agent = agent_of(script, num_seeds=2)
     agent.advance()
-    observations = np.random.default_rng(1).normal(1.0, 2.0, (2, 7, S))
-    actions = agent.act(observations)
+    s = torch.as_tensor(task_data()["observations"], dtype=torch.float64)
+    observations = s.mean(0) + 2 * s.std(0) * torch.randn(7, S)
+    normalised = (observations - s.mean(0)) / (s.std(0, correction=0) + 1e-3)
+    actions = [agent.pi(agent.theta[k], normalised) for k in range(2)]
     assert (actions[0] != actions[1]).all()
     for k in range(2):
-        saved = agent.saved_actor(k)
-        anything = torch.zeros(A), torch.ones(A)  # the bounds come with the saved actor
-        actor = load_script(script).Actor(saved["mean"], saved["std"], *anything)
-        actor.load_state_dict(saved)
+        policy = agent.policy(k)
         with torch.no_grad():
-            np.testing.assert_allclose(actor(torch.as_tensor(observations[k])).numpy(), actions[k], rtol=0, atol=1e-12)
+            ours = load_script(script).load_policy(policy.state_dict())(observations)
+            torch.testing.assert_close(ours, actions[k], rtol=0, atol=1e-12)
+            agent.advance()
+            torch.testing.assert_close(policy(observations), actions[k], rtol=0, atol=1e-12)  # it is a copy
+        actions = [agent.pi(agent.theta[k], normalised) for k in range(2)]
 
 
 # --- What a graph and a group of seeds demand, with the options that the generic tests leave off ----------------------
@@ -377,7 +393,7 @@ def test_table_of_settings():
     module = load_script("baselines/cql")
     assert module.TUNED.keys() == d4rl.TASKS.keys()
     assert module.CORL == {name: getattr(module.Args(), name) for name in module.CORL}
-    used = lambda env_id: module.tuned(module.Args(env_id=env_id, tuned=True, seed=7, alpha=99.0))  # noqa: E731
+    used = lambda env_id: module.tuned(module.Args(env_id=(env_id,), tuned=True, seed=7, alpha=99.0))  # noqa: E731
     for env_id in module.TUNED:
         ant, maze, arm = "antmaze" in env_id, "maze2d" in env_id, env_id.endswith("v1") and "maze2d" not in env_id
         args = used(env_id)
@@ -390,6 +406,14 @@ def test_table_of_settings():
         assert args.rewards == ("10r-5" if ant else "return-range" if env_id == "hopper-medium-v2" else "raw")
     with pytest.raises(SystemExit, match="no settings for Pendulum-v1"):
         used("Pendulum-v1")
+
+
+def test_settings_of_several_tasks():
+    module = load_script("baselines/cql")
+    used = lambda *env_ids: module.tuned(module.Args(env_id=env_ids))  # noqa: E731
+    assert used("pen-human-v1", "pen-cloned-v1").alpha == 1.0
+    with pytest.raises(SystemExit, match="hopper-random-v2 and hopper-medium-v2 want other settings; train them in"):
+        used("hopper-random-v2", "hopper-expert-v2", "hopper-medium-v2")
 
 
 def test_changed_rewards():
@@ -410,10 +434,27 @@ def test_changed_rewards():
 
 def test_observations_are_normalised_unless_told(float64):
     raw, normal = agent_of("baselines/cql", normalize=False), agent_of("baselines/cql")
-    for net in (raw.actor_net, raw.critic_net):
-        assert (net.mean == 0).all() and (net.std == 1).all()
-    observations = random_data()["observations"]
-    torch.testing.assert_close(normal.actor_net.mean, torch.as_tensor(observations.mean(0, dtype=np.float64)))
+    observations = torch.as_tensor(random_data()["observations"], dtype=torch.float64)
+    assert (raw.buffer.mean[0] == 0).all() and (raw.buffer.std[0] == 1).all()
+    torch.testing.assert_close(raw.buffer.table[:, :S], observations)
+    torch.testing.assert_close(normal.buffer.mean[0], observations.mean(0))
+    torch.testing.assert_close(normal.buffer.table[:, :S].mean(0), torch.zeros(S))
+    torch.testing.assert_close(normal.buffer.table[:, :S].std(0, correction=0), torch.ones(S), rtol=0, atol=1e-3)
+
+
+def test_each_task_has_a_scale_of_its_own(monkeypatch):
+    """Of rewards, by its own returns: the second task's data are those of the first with rewards times 10."""
+    module, agents = load_script("baselines/cql"), []
+    transitions = [random_data() | {"rewards": scale * random_data()["rewards"]} for scale in (1, 10)]
+    tasks = SimpleNamespace(transitions=transitions, low=-np.ones(A), high=np.ones(A))
+    monkeypatch.setattr(d4rl, "load_tasks", lambda *_: tasks)
+    run = {"device": "cpu", "goes_on": lambda: False, "start": lambda agent, *_: agents.append(agent)}
+    monkeypatch.setattr(module, "Run", lambda args, _: SimpleNamespace(args=args, finish=lambda: None, **run))
+    module.main(module.Args(env_id=("a", "b"), rewards="return-range", batch_size=4))
+    first, second = agents[0].buffer.table[:, -2].chunk(2)
+    torch.testing.assert_close(first, second)
+    expected = module.changed_rewards(random_data()["rewards"], random_data()["terminals"], "return-range")
+    np.testing.assert_array_equal(first.numpy(), expected)
 
 
 def test_tuned_run_trains_on_what_it_records(tmp_path, monkeypatch, capsys):
@@ -429,8 +470,9 @@ def test_tuned_run_trains_on_what_it_records(tmp_path, monkeypatch, capsys):
     module, agents = load_script("baselines/cql"), []
     agent_class = module.Agent
     monkeypatch.setattr(module, "Agent", lambda *args: agents.append(agent_class(*args)) or agents[-1])
-    run = {"env_id": "hopper-medium-v2", "dataset_path": str(tmp_path / "rows.hdf5"), "batch_size": 8, "device": "cpu"}
-    run |= {"total_steps": 20, "eval_episodes": 1, "final_eval_episodes": 1, "runs_dir": str(tmp_path / "runs")}
+    run = {"env_id": ("hopper-medium-v2",), "dataset_path": str(tmp_path / "rows.hdf5"), "device": "cpu"}
+    run |= {"total_steps": 20, "batch_size": 8, "runs_dir": str(tmp_path / "runs")}
+    run |= {"eval_episodes": 1, "final_eval_episodes": 1, "eval_workers": 0}
     module.main(module.Args(tuned=True, policy_lr=1.0, **run))
     (path,) = (tmp_path / "runs").iterdir()
     recorded = json.loads((path / "config.json").read_text())["args"]
@@ -439,10 +481,10 @@ def test_tuned_run_trains_on_what_it_records(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out.splitlines()[0]
     assert all(f"{name} {value}" in printed for name, value in expected.items())
     scaled = module.changed_rewards(rewards[:-1], terminals[:-1], "return-range")  # the last row has no successor
-    np.testing.assert_allclose(agents[0].rows[:, -2].numpy(), scaled, rtol=1e-6)
+    np.testing.assert_allclose(agents[0].buffer.table[:, -2].numpy(), scaled, rtol=1e-6)
     assert agents[0].args.policy_lr == 3e-5
 
     (path / "result.json").unlink()  # as if killed in the final evaluation
     monkeypatch.setitem(module.TUNED, "hopper-medium-v2", {"alpha": 77.0})
-    module.main(module.Args(resume=str(path)))
+    module.main(module.Args(resume=str(path), eval_workers=0))
     assert agents[1].args == agents[0].args
