@@ -38,9 +38,8 @@ def start(script: str, folder: Path) -> subprocess.CompletedProcess:
     """
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment["PYTHONPATH"] = sysconfig.get_path("purelib")
-    return subprocess.run(
-        [sys.executable, "-S", str(ROOT / script), "--help"], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    arguments = [sys.executable, "-S", str(ROOT / script), "--help"]
+    return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("script", ["aspc_td3bc.py", "aspc_fql.py"])
