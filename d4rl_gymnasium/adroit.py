@@ -15,7 +15,7 @@ import gymnasium
 import mujoco
 import numpy as np
 
-from d4rl_gymnasium.physics import require_mujoco_version
+from d4rl_gymnasium.physics import require_mujoco_version, restore_contacts
 
 try:
     # On import the package prints a notice about the reward's sign, which is dealt with below.
@@ -77,9 +77,10 @@ class RelocateEnv(LooseObject, AdroitHandRelocateEnv):
 def AdroitEnv(task: str, **kwargs) -> gymnasium.Env:
     """The environment of `task`: "pen", "door", "hammer" or "relocate". Actions lie in [-1, 1]; 0.01 s a step.
 
-    Raises: RuntimeError where mujoco's version is not D4RL's match.
+    Raises: RuntimeError where mujoco is none of the versions for which D4RL's physics has been shown.
     """
     require_mujoco_version()
     env = {"pen": PenEnv, "door": DoorEnv, "hammer": HammerEnv, "relocate": RelocateEnv}[task](**kwargs)
+    restore_contacts(env.model)
     env.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_NATIVECCD
     return env

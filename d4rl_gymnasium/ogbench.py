@@ -1,6 +1,7 @@
 """OGBench's single-task antmazes: its own environments, made fit for evaluations that repeat.
 
-The package `ogbench` is optional, and imported only when one of these environments is made.
+The package `ogbench` is optional, and imported only when one of these environments is made. It needs none of the
+packages that it asks pip for, dm_control above all, in these tasks.
 """
 
 import contextlib
@@ -13,20 +14,25 @@ from unittest import mock
 import gymnasium
 import numpy as np
 
+from d4rl_gymnasium.physics import restore_contacts
+
 
 def make(env_id: str, **kwargs) -> gymnasium.Env:
     """OGBench's environment of this id, without a time limit, seeded by `reset(seed=...)` alone.
 
+    Contacts are those of MuJoCo before 3.5, with which OGBench's data were made, whichever version is installed.
     Raises gymnasium.error.DependencyNotInstalled where the package is missing.
     """
     try:
         from ogbench.locomaze import maze  # registers OGBench's ids with gymnasium
     except ImportError as error:
         raise gymnasium.error.DependencyNotInstalled(
-            f"OGBench's tasks need the package ogbench ({error}): pip install -r requirements-ogbench.txt."
+            f"OGBench's tasks need the package ogbench ({error}): pip install --no-deps ogbench==1.2.2."
         ) from error
     with _temporary_files_removed(maze):
-        return Seeded(maze.make_maze_env(**gymnasium.spec(env_id).kwargs, **kwargs))
+        env = maze.make_maze_env(**gymnasium.spec(env_id).kwargs, **kwargs)
+    restore_contacts(env.unwrapped.model)
+    return Seeded(env)
 
 
 class Seeded(gymnasium.Wrapper):

@@ -1,18 +1,39 @@
-"""D4RL's physics, MuJoCo 2.1.0, on mujoco 3.4.0. Shared by the locomotion tasks and the two mazes."""
+"""D4RL's physics, MuJoCo 2.1.0, on mujoco 3.4 to 3.10: the versions on which all recordings are met (docs/tasks.md)."""
 
 import mujoco
 import numpy as np
 
-MUJOCO_VERSION = "3.4.0"
+FIRST_VERSION, LAST_VERSION = (3, 4), (3, 10)  # 3.11 moves the hammer by 2e-6 in a step
+
+
+def mujoco_version() -> tuple[int, int]:
+    major, minor, *_ = mujoco.__version__.split(".")
+    return int(major), int(minor)
 
 
 def require_mujoco_version() -> None:
-    """Raise RuntimeError unless mujoco is the version whose contacts are D4RL's (3.5.0 began to add up margins)."""
-    if mujoco.__version__ != MUJOCO_VERSION:
+    """Raise RuntimeError unless D4RL's physics has been shown for this version of mujoco."""
+    if not FIRST_VERSION <= mujoco_version() <= LAST_VERSION:
         raise RuntimeError(
-            f"D4RL's contact physics needs mujoco {MUJOCO_VERSION} and this is mujoco {mujoco.__version__}: "
-            f"run `pip install mujoco=={MUJOCO_VERSION}`."
+            f"D4RL's physics has been shown for mujoco 3.4 to 3.10 and this is mujoco {mujoco.__version__}: "
+            'run `pip install "mujoco>=3.4,<3.11"`.'
         )
+
+
+def restore_contacts(model: mujoco.MjModel) -> None:
+    """Give `model` the contacts that it had in MuJoCo before 3.5. In place; does nothing in those versions.
+
+    For two geoms of margins m and n these versions took max(m, n), later ones m + n. Every model here has one margin
+    above 0, and no two geoms without it that could touch: half of it on every geom gives each pair the old margin.
+    From 3.8 on MuJoCo also looks for several contacts where two convex shapes meet, unless told not to.
+
+    Source: MuJoCo's changelog, 3.5.0 (contact margins) and 3.8.0 (multiccd).
+    """
+    if mujoco_version() >= (3, 5):
+        for values in (model.geom_margin, model.geom_gap):
+            values[:] = values.max() / 2
+    if mujoco_version() >= (3, 8):
+        model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_MULTICCD
 
 
 def compile_model(spec: mujoco.MjSpec, width: int, height: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
@@ -21,8 +42,8 @@ def compile_model(spec: mujoco.MjSpec, width: int, height: int) -> tuple[mujoco.
     Until 2.1.1 MuJoCo gave a capsule the mass and inertia of a cylinder that is longer by half the capsule's radius
     at each end. A twin of the model with such cylinders yields them; shapes, and so contacts, stay those of `spec`.
 
-    Raises: RuntimeError where mujoco's version is not MUJOCO_VERSION.
-    Source: MuJoCo's changelog, 2.1.1 ("capsule inertias are now exact") and 3.5.0 (contact margins).
+    Raises: RuntimeError where mujoco is none of the versions for which this has been shown.
+    Source: MuJoCo's changelog, 2.1.1 ("capsule inertias are now exact").
     """
     require_mujoco_version()
     twin = spec.copy()
@@ -32,6 +53,7 @@ def compile_model(spec: mujoco.MjSpec, width: int, height: int) -> tuple[mujoco.
     twin_model = twin.compile()
 
     model = spec.compile()
+    restore_contacts(model)
     model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND  # came after 2.1.0; a lone robot is slower with them
     for field in ("body_mass", "body_inertia", "body_ipos", "body_iquat"):
         getattr(model, field)[:] = getattr(twin_model, field)

@@ -15,7 +15,7 @@ import pytest
 from gymnasium.envs.mujoco import half_cheetah_v4, hopper_v4, walker2d_v4
 
 import d4rl_gymnasium as d4rl
-from d4rl_gymnasium import antmaze, locomotion, maze2d
+from d4rl_gymnasium import antmaze, locomotion, maze2d, physics
 from tools import mazes
 
 PARITY = Path(__file__).parent / "parity"
@@ -106,6 +106,37 @@ def test_recorded_transition_of_the_hand(task, rows_off, max_observation_error, 
     assert (observation_error > 1e-6).sum() <= rows_off
     assert observation_error.max() < max_observation_error
     assert reward_error.max() < max_reward_error
+
+
+def pairs_that_can_touch(model) -> list[tuple[int, int]]:
+    """Pairs of geoms that MuJoCo tests for contact, besides those that a model names one by one."""
+    kind, affinity = model.geom_contype, model.geom_conaffinity
+    welded = model.body_weldid[model.geom_bodyid]  # bodies without a joint between them are one
+    parent = model.body_weldid[model.body_parentid[welded]]
+    return [
+        (i, j)
+        for i in range(model.ngeom)
+        for j in range(i)
+        if (kind[i] & affinity[j] or kind[j] & affinity[i])
+        and welded[i] != welded[j]
+        and not (welded[i] and welded[j] and (welded[i] == parent[j] or welded[j] == parent[i]))
+    ]
+
+
+MARGINS = {"hopper": 0.001, "maze2d": 0.002, "antmaze": 0.01, "pen": 0.0005, "door": 0.0005, "hammer": 0.0005,
+           "relocate": 0.0005, "halfcheetah": 0.0, "walker2d": 0.0}  # fmt: skip
+
+
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+def test_contact_margins_are_those_of_mujoco_before_3_5(env_id):
+    """Of any two geoms, whichever way this version of MuJoCo combines their margins: the recordings touch only some."""
+    model = make(env_id).unwrapped.model
+    margin = model.geom_margin
+    combine = np.add if physics.mujoco_version() >= (3, 5) else np.maximum
+    pairs = np.array(pairs_that_can_touch(model))
+    assert len(pairs) > 5
+    assert np.unique(combine(*margin[pairs.T])).tolist() == [MARGINS[env_id.split("-")[0]]]
+    assert not model.geom_gap.any()
 
 
 def test_recordings_have_what_they_should_show():
@@ -238,12 +269,14 @@ def test_every_task_makes_and_steps(env_id):
 # --- What is missing is said in one sentence --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("version", ["3.3.7", "3.11.0", "4.0.0"])
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
-def test_other_mujoco_versions_are_refused(env_id, monkeypatch):
+def test_other_mujoco_versions_are_refused(env_id, version, monkeypatch):
     make(env_id)
     maze2d.compile_maze.cache_clear()  # an earlier test may have compiled it, with the right version
-    monkeypatch.setattr(mujoco, "__version__", "3.5.0")
-    with pytest.raises(RuntimeError, match=re.escape("pip install mujoco==3.4.0")):
+    monkeypatch.setattr(mujoco, "__version__", version)
+    sentence = f'this is mujoco {version}: run `pip install "mujoco>=3.4,<3.11"`.'
+    with pytest.raises(RuntimeError, match=re.escape(sentence)):
         gymnasium.make(env_id)
 
 
