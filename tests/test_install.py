@@ -54,9 +54,6 @@ def test_the_package_is_typed_and_has_a_command():
     assert PROJECT["project"]["scripts"] == {"d4rl-gymnasium": "d4rl_gymnasium.__main__:main"}
 
 
-@pytest.mark.parametrize("script", ["baselines/td3bc.py", "benchmark/ablations/l_bc_form1.py"])
-def test_scripts_of_subfolders_find_the_packages_above_them(script, tmp_path):
-    if "sys.path.append" not in (ROOT / script).read_text(encoding="utf-8"):
-        pytest.xfail("does not put the repository on sys.path yet: needs `pip install -e .`")
-    process = start(script, tmp_path)
-    assert process.returncode == 0, process.stderr
+def test_readme_installs_the_packages_for_the_scripts_of_subfolders():
+    commands = [line for line in (ROOT / "README.md").read_text().splitlines() if "-r requirements.txt" in line]
+    assert commands and all(" -e . " in line for line in commands)

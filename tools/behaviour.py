@@ -1,6 +1,6 @@
 """Train the behaviour policies from which `d4rl_gymnasium` collects stand-ins for D4RL's MuJoCo data.
 
-    pip install -r requirements.txt -r requirements-tools.txt
+    pip install -r requirements.txt -r requirements-tools.txt -e .
     python tools/behaviour.py train hopper --steps 1500000     # some hours; started again, it goes on
     python tools/behaviour.py bundle                           # chooses snapshots -> d4rl_gymnasium/behaviour.npz
 
