@@ -33,8 +33,7 @@ from torch.utils._pytree import tree_map
 import d4rl_gymnasium as d4rl
 from offline_run import Run, RunArgs, evaluate_saved, launch
 
-# TD3's constants, the same on every task (paper, appendix B.2)
-DISCOUNT = 0.99
+DISCOUNT = 0.99  # TD3's constants, the same on every task (paper, appendix B.2)
 TAU = 0.005  # Polyak rate of the target networks
 POLICY_NOISE, NOISE_CLIP = 0.2, 0.5  # target policy smoothing, in units of the action's half range
 POLICY_FREQ = 2  # critic updates for each policy update

@@ -27,13 +27,11 @@ from torch.utils._pytree import tree_map
 import d4rl_gymnasium as d4rl
 from offline_run import Run, RunArgs, evaluate_saved, launch
 
-# TD3's constants, the same on every task (paper, appendix B.2)
-DISCOUNT = 0.99
+DISCOUNT = 0.99  # TD3's constants, the same on every task (paper, appendix B.2)
 TAU = 0.005  # Polyak rate of the target networks
 POLICY_NOISE, NOISE_CLIP = 0.2, 0.5  # target policy smoothing, in units of the action's half range
 POLICY_FREQ = 2  # critic updates for each policy update
 LEARNING_RATE = 3e-4
-PERIOD = 20  # gradient steps in one unit of work, a multiple of POLICY_FREQ
 
 
 @dataclass
@@ -197,11 +195,11 @@ class Agent:
     """K learners, tasks x seeds, side by side: a network of theirs is a matrix (K, n), its rows independent."""
 
     compiled = ("update",)  # what torch.compile takes whole
+    period_steps = 20  # gradient steps in one unit of work, a multiple of POLICY_FREQ
 
     def __init__(self, args: Args, data: list[dict[str, np.ndarray]], low: np.ndarray, high: np.ndarray, device: str):
         """data: D4RL's transitions of each task; low, high: (A,) bounds of the actions."""
         self.args, self.device, dtype = args, torch.device(device), torch.get_default_dtype()
-        self.period_steps = PERIOD
         self.buffer = ReplayBuffer(data, args.num_seeds, self.period_steps, args.batch_size, device)
         low, high = torch.as_tensor(low, dtype=dtype), torch.as_tensor(high, dtype=dtype)
         state_dim, action_dim = self.buffer.widths[:2]
@@ -218,7 +216,6 @@ class Agent:
         self.actor_adam, self.critic_adam = Adam(self.theta), Adam(self.phi)
         self.pi, self.q = Function(actor.to(device)), Function(twins[0].to(device))
         self.low, self.high = low.to(device), high.to(device)
-
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         self.noise = torch.zeros(*self.buffer.indices.shape, action_dim, dtype=dtype, device=device)
         self.metrics: Metrics = {}  # tag -> (K,), as of the last period
