@@ -79,7 +79,8 @@ def load(run: Path) -> tuple[Probe, dict]:
         sys.exit(f"{run} was trained on {config['device']}, whose random numbers a CPU cannot continue.")
     checkpoint, path = load_tensors(run / "checkpoint.pt"), config["dataset"]["path"] if len(args.env_id) == 1 else None
     tasks = d4rl.load_tasks(args.env_id, path)
-    for dataset, sha256 in zip(tasks.files, checkpoint["dataset_sha256"], strict=True):
+    datasets = [dataset for dataset in tasks.files for _ in range(args.num_seeds)]  # one a learner
+    for dataset, sha256 in zip(datasets, checkpoint["dataset_sha256"], strict=True):
         if dataset.sha256 != sha256:
             sys.exit(f"{dataset.path} is not the file that {run} was trained on: its sha256 differs.")
     probe = Probe(args, tasks.transitions, tasks.low, tasks.high, "cpu")
