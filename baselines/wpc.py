@@ -155,8 +155,8 @@ class Adam:
     def __init__(self, theta: Tensor):
         self.m, self.v = torch.zeros_like(theta), torch.zeros_like(theta)
         # float32 is too coarse for 1 − 0.999^t; a power would, compiled, be taken anew for every element
-        counters = torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64, device=theta.device)
-        self.t, self.beta1_t, self.beta2_t = counters.unbind()  # t, 0.9^t, 0.999^t
+        zero = torch.zeros((), dtype=torch.float64, device=theta.device)
+        self.t, self.beta1_t, self.beta2_t = zero, zero + 1, zero + 1  # t, 0.9^t, 0.999^t
 
     def step(self, theta: Tensor, g: Tensor, learning_rate: float | Tensor = LEARNING_RATE) -> None:
         self.t += 1
