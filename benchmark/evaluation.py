@@ -10,18 +10,20 @@ time is paid in both cases.
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
+from torch import nn
 from tqdm import tqdm
 
 import aspc_td3bc
 import d4rl_gymnasium as d4rl
 from d4rl_gymnasium.locomotion import ROBOTS, load_policies
+from offline_run.evaluation import Evaluator
+from offline_run.files import save_json
 
 
 @dataclass
@@ -39,28 +41,20 @@ class Args:
     """write the figures into this JSON file"""
 
 
-def longest(env_id: str) -> Callable[[np.ndarray], np.ndarray]:
-    """(1, E, S) observations -> (1, E, A) actions that keep an episode going, at the cost of an actor's."""
-    task = d4rl.TASKS[env_id]
-    data = {
-        "observations": np.random.default_rng(0).standard_normal((1000, task.observation_dim), np.float32),
-        "actions": np.zeros((1000, task.action_dim), np.float32),
-        "rewards": np.zeros(1000, np.float32),
-        "terminals": np.zeros(1000, bool),
-    }
-    data["next_observations"] = data["observations"]
-    high = np.ones(task.action_dim, np.float32)
-    agent = aspc_td3bc.Agent(aspc_td3bc.Args(env_id=env_id), data, -high, high, "cpu")
-    robot = env_id.split("-")[0]
-    if robot not in ROBOTS:
-        return agent.act
-    (expert,) = load_policies(robot, "expert")
+class Longest(nn.Module):
+    """A policy whose episodes go to the horizon, at the cost of an actor's: observations (E, S) -> actions (E, A)."""
 
-    def act(observations: np.ndarray) -> np.ndarray:
-        agent.act(observations)
-        return expert(observations, np.zeros(task.action_dim))
+    def __init__(self, env_id: str):
+        super().__init__()
+        task, robot = d4rl.TASKS[env_id], env_id.split("-")[0]
+        zeros, ones = torch.zeros(task.observation_dim), torch.ones(task.action_dim)
+        self.actor = aspc_td3bc.Policy(zeros, zeros + 1, -ones, ones)
+        self.expert = load_policies(robot, "expert")[0] if robot in ROBOTS else None
+        self.nothing = np.zeros(task.action_dim)  # of the expert's noise
 
-    return act
+    def forward(self, observations: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        actions = self.actor(observations)
+        return actions if self.expert is None else torch.as_tensor(self.expert(observations.numpy(), self.nothing))
 
 
 def main(args: Args) -> None:
@@ -68,12 +62,13 @@ def main(args: Args) -> None:
         sys.exit(f"--env-ids {' '.join(sorted(unknown))}: not a task of D4RL (`python -m d4rl_gymnasium list`).")
     if min(args.episodes, args.repeats) < 1:
         sys.exit("--episodes and --repeats must be at least 1.")
-    seconds = {env_id: [] for env_id in args.env_ids}
-    actors = {env_id: longest(env_id) for env_id in args.env_ids}
+    seconds, evaluator = {env_id: [] for env_id in args.env_ids}, Evaluator(0)
+    policies = {env_id: Longest(env_id) for env_id in args.env_ids}
     for _ in tqdm(range(args.repeats), desc="repeats", leave=False):
-        for env_id, act in actors.items():
+        for env_id, policy in policies.items():
             start = time.perf_counter()
-            aspc_td3bc.evaluate(act, env_id, [0], args.episodes, progress=True)
+            evaluator.begin([policy], [(env_id, 0)], args.episodes)
+            evaluator.returns()
             seconds[env_id].append(time.perf_counter() - start)
     for env_id, values in seconds.items():
         spread = f"({min(values):.1f} to {max(values):.1f})"
@@ -81,7 +76,7 @@ def main(args: Args) -> None:
     load = os.getloadavg()[0]
     print(f"{torch.get_num_threads()} threads, system load {load:.1f}")
     if args.out:
-        aspc_td3bc.save_json(Path(args.out), {"torch": torch.__version__, "load": load, "seconds": seconds})
+        save_json(Path(args.out), {"torch": torch.__version__, "load": load, "seconds": seconds})
 
 
 if __name__ == "__main__":
