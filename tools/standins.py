@@ -1,7 +1,11 @@
 """The table of docs/tasks.md: what stand-ins for D4RL's MuJoCo data hold, beside D4RL's own data.
 
-    python tools/standins.py        # collects 100,000 rows of each of the 18, which takes some minutes
+    python tools/standins.py --out docs/results/standins.csv    # 100,000 rows of each of the 18: some minutes
 """
+
+import argparse
+import csv
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -34,13 +38,21 @@ def cell(value: float | None) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="The table of docs/tasks.md: what stand-ins hold.")
+    parser.add_argument("--out", type=Path, help="the same unrounded, as CSV")
+    out, lines = parser.parse_args().out, []
     print("| task | rows | steps an episode | return: mean | min | max | D4RL's rows | mean | max |")
     print("|---|---|---|---|---|---|---|---|---|")
     for task in tqdm([task for task in TASKS.values() if task.download_first], unit=" tasks", disable=None):
         raw = collect(**task.collect_kwargs, rows=ROWS, seed=COLLECTION_SEED, progress=False)
         returns, lengths = complete_episodes(raw, task.max_episode_steps)
         ours = (task.collected_rows, lengths.mean(), returns.mean(), returns.min(), returns.max())
-        tqdm.write(f"| {task.env_id} | {' | '.join(map(cell, (*ours, *D4RL.get(task.env_id, (None,) * 3))))} |")
+        lines.append((task.env_id, *ours, *D4RL.get(task.env_id, (None,) * 3)))
+        tqdm.write(f"| {task.env_id} | {' | '.join(map(cell, lines[-1][1:]))} |")
+    if out:
+        with out.open("w", newline="") as file:
+            head = "task,rows,steps_an_episode,mean_return,least,greatest,d4rl_rows,d4rl_mean_return,d4rl_greatest"
+            csv.writer(file, lineterminator="\n").writerows([head.split(","), *lines])
 
 
 if __name__ == "__main__":
