@@ -66,7 +66,7 @@ class Run:
         commits = [(where["commit"] or "unknown")[:7] for where in [self.config, *self.config.get("resumed", [])]]
         self.commit = ", ".join(dict.fromkeys(commits))  # those of its resumptions too
         mode, long = self.args.get("compile"), self.args.get("total_steps", 0) >= 300_000
-        self.compiled = mode in (True, "on") or (mode == "auto" and self.device != "cpu" and long)  # as offline_run does
+        self.compiled = mode in (True, "on") or (mode == "auto" and self.device != "cpu" and long)
         self.group = self.config["group"]  # seeds trained together in one process, whose time they share
         self.steps = int(self.rows[-1]["step"]) if self.rows else 0
         self.seconds = self.rows[-1]["seconds"] if self.rows else 0.0

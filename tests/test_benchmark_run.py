@@ -665,6 +665,23 @@ def test_waiting_jobs_follow_by_themselves(trainer, tmp_path, monkeypatch, capsy
     assert sorted(alphas) == [2.5, 2.5, 3.5, 3.5]
 
 
+def test_a_job_that_still_reads_its_data_is_left_alone(trainer, tmp_path):
+    """Its watcher was killed, and it has no run directory yet."""
+    script = Path(f"{trainer}.py")
+    script.write_text(script.read_text().replace("\ngiven = {}", "\ntime.sleep(10)\ngiven = {}", 1))
+    line = f"--scripts {trainer} --tasks maze2d-umaze-v1 --seeds 0"
+    process = start(tmp_path, line)
+    wait_for(lambda: "$" in logs(tmp_path))
+    time.sleep(1)
+    process.kill()
+    process.wait()
+    again = start(tmp_path, line)
+    output = finish(again)
+    assert "1 left to the process that is at it." in output and again.returncode == 1, output
+    wait_for(lambda: list(tmp_path.glob("runs/*/result.json")))
+    assert len(list(tmp_path.glob("runs/*/config.json"))) == 1
+
+
 def test_a_run_that_outlived_its_watcher_is_left_alone(trainer, tmp_path):
     wanted = {"scripts": (trainer,), "tasks": ("maze2d-umaze-v1",), "seeds": "0", "set": ("total_steps=400",)}
     line = f"--scripts {trainer} --tasks maze2d-umaze-v1 --seeds 0 --set total_steps=400"
