@@ -630,7 +630,7 @@ def test_stopped_and_started_again(trainer, tmp_path, engine):
     """Two of three jobs run, the third has not begun; all are taken up again where they stood."""
     line = (
         f"--scripts {trainer} --tasks maze2d --seeds 0-1 --learners-per-run 2 --engine {engine} --jobs 2 "
-        "--set total_steps=150"
+        "--set total_steps=400"
     )
     process = start(tmp_path, line)
     wait_for(lambda: len(list(tmp_path.glob("runs/*/checkpoint.pt"))) == 2)
