@@ -96,10 +96,11 @@ def last_step(learner: Learner) -> int:
 
 def is_held(run: Path) -> bool:
     """Whether a process is at the run in this directory: it holds the lock there."""
-    if not (run / "lock").exists():
+    lock = run / ".lock"  # as offline_run names it
+    if not lock.exists():
         return False
     try:
-        with filelock.FileLock(run / "lock", timeout=0):
+        with filelock.FileLock(lock, timeout=0):
             return False
     except filelock.Timeout:
         return True

@@ -570,7 +570,7 @@ def runtime(runs: list[Run]) -> Page:
     """Fig. 5: hours for a million steps, apart for everything that speed depends on."""
     processes, short = defaultdict(dict), 0  # seeds trained together count once
     for run in {run.group[0]: run for run in runs if run.main or run.variant.keys() == {"alpha_interval"}}.values():
-        how = f"{run.device}, seeds at once: {len(run.group)}" + ", compiled" * run.args.get("compile", False)
+        how = f"{run.device}, seeds at once: {len(run.group)}" + ", compiled" * run.compiled
         if len(hours(run)):
             processes[run.label, how][run.group[0]] = hours(run)
         else:

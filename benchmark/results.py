@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -39,9 +40,10 @@ SCALES = {"iql": "β", "cql": "CQL's α", "diffusionql": "η", "fql": "FQL's α"
 # run. Any other argument that is off its default makes a variant of the algorithm.
 HOUSEKEEPING = (
     "env_id", "seed", "num_seeds", "device", "dataset_path", "stand_in", "runs_dir", "checkpoint_interval", "resume",
-    "eval", "render_video", "track", "compile", "cudagraph", "matmul_precision",
+    "eval", "render_video", "track", "track_project", "track_entity", "track_group", "compile", "cudagraph",
+    "matmul_precision", "eval_workers",
 )
-PROTOCOL = ("total_steps", "batch_size", "eval_interval", "eval_episodes", "final_eval_episodes")
+PROTOCOL = ("total_steps", "batch_size", "eval_interval", "eval_episodes", "final_eval_episodes", "max_episode_steps")
 
 
 # --- Runs -------------------------------------------------------------------------------------------------------------
@@ -63,6 +65,8 @@ class Run:
         self.dataset, self.device = self.config["dataset"], self.config["device"]
         commits = [(where["commit"] or "unknown")[:7] for where in [self.config, *self.config.get("resumed", [])]]
         self.commit = ", ".join(dict.fromkeys(commits))  # those of its resumptions too
+        mode, long = self.args.get("compile"), self.args.get("total_steps", 0) >= 300_000
+        self.compiled = mode in (True, "on") or (mode == "auto" and self.device != "cpu" and long)
         self.group = self.config["group"]  # seeds trained together in one process, whose time they share
         self.steps = int(self.rows[-1]["step"]) if self.rows else 0
         self.seconds = self.rows[-1]["seconds"] if self.rows else 0.0
@@ -74,9 +78,9 @@ class Run:
         self.label = " ".join([name, *flags(self.variant)])  # on every page
         place = list(ALGORITHMS).index(self.script) if self.script in ALGORITHMS else len(ALGORITHMS)
         self.place = (place, self.label)  # in every list
-        self.stand_in = is_stand_in(self.task, self.dataset)
+        self.data = kind_of_data(self.task, self.dataset)
         setting = flags({key: value for key, value in options.items() if key in PROTOCOL})
-        self.setting = " ".join(setting + ["on stand-in data"] * self.stand_in)
+        self.setting = " ".join(setting + [self.data] * bool(self.data))
         self.scale = SCALES.get(self.script.removeprefix("aspc_"), "α")
         self.start = self.args.get("alpha_init", self.args.get("alpha"))  # of that scale, where a script logs one
         ablation = self.script in SCRIPTS and SCRIPTS[self.script].parent.name == "ablations"
@@ -107,13 +111,16 @@ def off_default(script: str, args: dict) -> dict:
     return {key: value for key, value in off.items() if key not in settings}
 
 
-def is_stand_in(task: str, dataset: dict) -> bool:
-    """Whether a dataset calls itself a stand-in, or was given by path and is not known to be the benchmark's file."""
-    source = dataset["source"]
-    own = f"({ALL_TASKS[task].benchmark} (" if task in ALL_TASKS else "(D4RL ("
-    by_path = source.startswith(("given:", "Minari:")) and own not in source
-    known = ALL_TASKS[task].dataset_sha256 if task in ALL_TASKS else None
-    return "stand-in" in source or (by_path and dataset["sha256"] != known)
+def kind_of_data(task: str, dataset: dict) -> str:
+    """"on stand-in data" where they call themselves that; "on own data" where they were given by path for a task of a
+    benchmark and are not known to be its file; else "".
+    """
+    source, known = dataset["source"], ALL_TASKS.get(task)
+    called = re.sub(r"^given: .*?( \(|$)", "", source)  # a file's name says nothing; a config of old has no `stand_in`
+    if dataset.get("stand_in", "stand-in" in called):
+        return "on stand-in data"
+    by_path = source.startswith(("given:", "Minari:")) and known and f"({known.benchmark} (" not in source
+    return "on own data" if by_path and dataset["sha256"] != known.dataset_sha256 else ""
 
 
 def read_run(path: Path) -> Run:
@@ -199,7 +206,7 @@ def unlike_paper(run: Run) -> list[str]:
         f"{run.args['total_steps']:,} gradient steps, the paper's are a million":
             run.args["total_steps"] != PAPER_STEPS,
         f"a batch of {run.args.get('batch_size')}": "batch_size" in run.off_default and not run.args.get("tuned"),
-        "not D4RL's file, or not known to be it": run.stand_in,
+        "not D4RL's file, or not known to be it": run.data,
         "one setting for all tasks, the paper has one for each": tuned and not run.args.get("tuned"),
         "settings of each task, the paper has one for all": not tuned and run.args.get("tuned"),
     }

@@ -34,6 +34,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 import filelock
 import tyro
 
@@ -397,6 +402,11 @@ def run_job(job: Job, folder: str, threads: int, gpu: str | None) -> str:
     if stop.exists():
         return "not started"
     with log_path.open("ab") as log:
+        try:  # a process holds its log as long as it lives, before it holds a run directory and after its watcher
+            if fcntl:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return "left to the process that is at it"
         settings = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
         settings |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         environment = os.environ | settings

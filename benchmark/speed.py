@@ -57,7 +57,7 @@ class Args:
     repeats: int = 15
     """measurements of each variant"""
     compile: bool = True
-    """time the compiled variants too (1 to 5 minutes of compilation each)"""
+    """time the compiled variants too (some minutes of compilation each)"""
     memory: bool = True
     """measure memory too, each variant in a process of its own, which compiles once more"""
     jax: bool = False

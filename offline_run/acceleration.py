@@ -21,7 +21,7 @@ def compile_agent(agent) -> bool:
     """Compile the methods that `agent.compiled` names, by one period of updates that is undone. Says so before and
     after. Where that fails: a sentence, False, and the agent is as it was. An interruption also leaves its state.
     """
-    print("Compiling the updates, which takes 1 to 5 minutes ...", flush=True)
+    print("Compiling the updates, which takes some minutes ...", flush=True)
     start = time.perf_counter()
     tensors = {name: tensor.clone() for name, tensor in agent.tensors().items()}
     states = [generator.get_state() for generator in agent.generators]

@@ -62,7 +62,7 @@ class Device:
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes the GPU where there is one"""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile the updates: 1 to 5 minutes of compilation, then faster steps (needs a C++ compiler on a CPU); auto
+    """torch.compile the updates: some minutes of compilation, then faster steps (needs a C++ compiler on a CPU); auto
     does it where it pays, on a GPU from 300000 steps on"""
     cudagraph: bool = True
     """on a GPU: replay one period of updates as one CUDA graph"""

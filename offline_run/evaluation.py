@@ -136,6 +136,7 @@ class Evaluator:
     def give_up(self) -> None:
         if self.pool:
             tqdm.write("A process that evaluates has died (out of memory?): from now on, training waits.", sys.stderr)
+            self.close()
         self.pool = None
 
     def done(self) -> bool:
@@ -160,4 +161,5 @@ class Evaluator:
         if self.pool:
             for process in list((self.pool._processes or {}).values()):  # private until Python 3.14
                 process.kill()
+            self.pool._call_queue._reader.close()  # else Python 3.10 may wait for ever to write what nobody reads
             self.pool.shutdown(cancel_futures=True)

@@ -24,8 +24,10 @@ from offline_run.args import RunArgs, learners
 # --- Writing ----------------------------------------------------------------------------------------------------------
 
 
-def save(path: Path, content: bytes) -> None:
-    """Write aside and rename, so that neither a kill nor a full disk costs the file that was there."""
+def save(path: Path, content: bytes, sync: bool = True) -> None:
+    """Write aside and rename, so that neither a kill nor a full disk costs the file that was there; and with `sync` no
+    power cut.
+    """
     part = path.with_name(path.name + ".part")
     part.unlink(missing_ok=True)  # and opened as a new file: a link that was planted there leads nowhere
     try:
@@ -33,7 +35,8 @@ def save(path: Path, content: bytes) -> None:
         with open(os.open(part, flags, 0o666), "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -48,7 +51,7 @@ def save_csv(path: Path, rows: list[dict]) -> None:
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-    save(path, text.getvalue().encode())
+    save(path, text.getvalue().encode(), sync=False)  # a checkpoint holds the same rows
 
 
 def save_tensors(path: Path, value: dict) -> None:
@@ -72,7 +75,7 @@ def create(args: RunArgs, script: Path, device: str, datasets: list) -> list[Pat
     timestamp, machine, paths = datetime.now().strftime("%Y%m%d-%H%M%S-%f"), describe_machine(script, device), []
     for (env_id, seed), dataset in zip(learners(args), datasets, strict=True):
         name = f"{re.sub('[/:]', '-', env_id)}__{script.stem}__{seed}__{timestamp}"
-        paths.append(Path(args.runs_dir).resolve() / (name + "__stand-in" * ("stand-in" in dataset.source)))
+        paths.append(Path(args.runs_dir).resolve() / (name + "__stand-in" * dataset.stand_in))
     for (env_id, seed), dataset, path in zip(learners(args), datasets, paths, strict=True):
         config = {
             "script": script.stem,
@@ -80,7 +83,12 @@ def create(args: RunArgs, script: Path, device: str, datasets: list) -> list[Pat
             "seed": seed,
             "args": asdict(args),
             "group": [path.name for path in paths],  # all learners trained together; the first holds their checkpoint
-            "dataset": {"path": str(dataset.path), "sha256": dataset.sha256, "source": dataset.source},
+            "dataset": {
+                "path": str(dataset.path),
+                "sha256": dataset.sha256,
+                "source": dataset.source,
+                "stand_in": dataset.stand_in,
+            },
         }
         path.mkdir(parents=True)
         save_json(path / "config.json", config | machine)
@@ -126,9 +134,9 @@ def read_config(run: Path, script: str, Args: type[RunArgs]) -> tuple[dict, RunA
         sys.exit(f"{run} is a run of another script, {of}.")
     types = get_type_hints(Args) | dict.fromkeys(("eval", "resume", "render_video"), type(None))
     odd = [name for name, value in values.items() if name not in types or not fits(value, types[name])]
-    kinds = {"env_id": str, "seed": int, "group": tuple[str, ...], "dataset": dict[str, str], "device": str}
+    kinds = {"env_id": str, "seed": int, "group": tuple[str, ...], "dataset": dict[str, str | bool], "device": str}
     odd += [name for name, kind in kinds.items() if not fits(config.get(name), kind)]
-    if odd or "source" not in config["dataset"]:
+    if odd or not isinstance(config["dataset"].get("source"), str):
         odd = ", ".join(dict.fromkeys(odd)) or "dataset"
         sys.exit(f"{run} is a run of another version of this script: this one does not understand its {odd}.")
     return config, Args(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

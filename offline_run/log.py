@@ -89,8 +89,8 @@ def in_words(rows: list[dict]) -> str:
     return ", ".join(words)
 
 
-def summary(returns: np.ndarray, score: float | None, source: str) -> str:
-    """The returns (E,) of an evaluation in words. source: of the dataset."""
+def summary(returns: np.ndarray, score: float | None, stand_in: bool) -> str:
+    """The returns (E,) of an evaluation in words. stand_in: what the policy was trained on."""
     text = f"return {returns.mean():.1f} +- {returns.std():.1f} over {returns.size} episodes"
     text += "" if score is None else f", normalized score {score:.1f}"
-    return text + " (trained on stand-in data)" * ("stand-in" in source)
+    return text + " (trained on stand-in data)" * stand_in

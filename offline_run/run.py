@@ -87,9 +87,9 @@ class Run:
     def start(self, agent: Agent, tasks: Any, percent_score: Callable[[str, np.ndarray], float | None]) -> None:
         """Begin, or go on where the checkpoint stands: files, logs, signals; and faster updates where they pay.
 
-        tasks: `files`, one a task, with `path`, `sha256` and `source`; and `transitions`, a dict of arrays a task.
-        percent_score(env_id, returns) -> the mean episode's score, None where there are no reference scores. Exits with
-        a sentence where that cannot be.
+        tasks: `files`, one a task, with `path`, `sha256`, `source` and `stand_in`; and `transitions`, a dict of arrays
+        a task. percent_score(env_id, returns) -> the mean episode's score, None where there are no reference scores.
+        Exits with a sentence where that cannot be.
         """
         args, self.agent, self.percent_score = self.args, agent, percent_score
         self.datasets = [dataset for dataset in tasks.files for _ in range(args.num_seeds)]  # one a learner
@@ -161,15 +161,15 @@ class Run:
         if final_returns is None:
             self.stop()
         for k, (env_id, seed) in enumerate(self.learners):
-            score, source = self.percent_score(env_id, final_returns[k]), self.datasets[k].source
+            score, dataset = self.percent_score(env_id, final_returns[k]), self.datasets[k]
             result = {
-                "env_id": env_id, "script": self.script.stem, "seed": seed, "dataset": source,
+                "env_id": env_id, "script": self.script.stem, "seed": seed, "dataset": dataset.source,
                 "steps": self.step, "seconds": self.seconds, "final_score": score,
                 "final_returns": final_returns[k].tolist(), "last": self.history[k][-1],
                 "best": max(self.history[k], key=lambda row: row[RETURN]),
             }  # fmt: skip
             files.save_json(self.paths[k] / "result.json", result)
-            print(f"{self.name(k)}: {summary(final_returns[k], score, source)}")
+            print(f"{self.name(k)}: {summary(final_returns[k], score, dataset.stand_in)}")
         self.close()
 
     # --- Parts of the above ---

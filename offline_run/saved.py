@@ -44,7 +44,9 @@ def evaluate_saved(
         (returns,) = evaluator.begin([policy], [(env_id, seed)], args.final_eval_episodes).returns()
     finally:
         evaluator.close()
-    print(f"{env_id}, seed {seed}: {summary(returns, percent_score(env_id, returns), config['dataset']['source'])}")
+    data, score = config["dataset"], percent_score(env_id, returns)
+    stand_in = data.get("stand_in", "stand-in" in data["source"])  # a config of old has the words alone
+    print(f"{env_id}, seed {seed}: {summary(returns, score, stand_in)}")
     if camera:
         play(policy, [camera], seed, 0)
         camera.close()

@@ -29,6 +29,7 @@ import offline_run.log
 from benchmark import estimates, run
 from benchmark.run import SUITES, TASK_SETS, Args
 from benchmark.scripts import tuned_arguments
+from offline_run import files
 
 # A script with a run's files, lock and signals and no network: it counts to total_steps, in 20 ms each.
 TRAINER = '''
@@ -70,7 +71,7 @@ else:
         config = {"script": "trainer", "env_id": env_id, "seed": seed, "args": asdict(args)}
         config |= {"group": [path.name for path in paths], "dataset": {"source": "D4RL"}}
         (path / "config.json").write_text(json.dumps(config))
-lock = filelock.FileLock(paths[0] / "lock", timeout=0)
+lock = filelock.FileLock(paths[0] / ".lock", timeout=0)
 lock.acquire()
 stop = []
 signal.signal(signal.SIGTERM, lambda *_: stop.append(1) if not args.deaf else None)
@@ -472,10 +473,13 @@ def test_a_run_that_another_process_holds_is_left_to_it(tmp_path, capsys):
     """Whoever started it: by hand, or a benchmark.run that was killed."""
     head = write_run(tmp_path, "aspc_td3bc", [0, 1], [], checkpoint=False, env_id="maze2d-umaze-v1")
     wanted = {"scripts": ("aspc_td3bc",), "tasks": ("maze2d-umaze-v1",), "seeds": "0-2"}
-    with filelock.FileLock(head / "lock"):
+    held = files.lock(head)
+    try:
         assert states(plan(tmp_path, **wanted)) == {"running": 1, "new": 1}
         run.main(Args(runs_dir=tmp_path / "runs", dry_run=True, **wanted))
         assert f"left to the process that is at it ({head})" in capsys.readouterr().out
+    finally:
+        files.unlock(held)
     assert states(plan(tmp_path, **wanted)) == {"new": 3}  # it holds no checkpoint
 
 
@@ -626,7 +630,7 @@ def test_stopped_and_started_again(trainer, tmp_path, engine):
     """Two of three jobs run, the third has not begun; all are taken up again where they stood."""
     line = (
         f"--scripts {trainer} --tasks maze2d --seeds 0-1 --learners-per-run 2 --engine {engine} --jobs 2 "
-        "--set total_steps=150"
+        "--set total_steps=400"
     )
     process = start(tmp_path, line)
     wait_for(lambda: len(list(tmp_path.glob("runs/*/checkpoint.pt"))) == 2)
@@ -661,6 +665,23 @@ def test_waiting_jobs_follow_by_themselves(trainer, tmp_path, monkeypatch, capsy
     assert sorted(alphas) == [2.5, 2.5, 3.5, 3.5]
 
 
+def test_a_job_that_still_reads_its_data_is_left_alone(trainer, tmp_path):
+    """Its watcher was killed, and it has no run directory yet."""
+    script = Path(f"{trainer}.py")
+    script.write_text(script.read_text().replace("\ngiven = {}", "\ntime.sleep(10)\ngiven = {}", 1))
+    line = f"--scripts {trainer} --tasks maze2d-umaze-v1 --seeds 0"
+    process = start(tmp_path, line)
+    wait_for(lambda: "$" in logs(tmp_path))
+    time.sleep(1)
+    process.kill()
+    process.wait()
+    again = start(tmp_path, line)
+    output = finish(again)
+    assert "1 left to the process that is at it." in output and again.returncode == 1, output
+    wait_for(lambda: list(tmp_path.glob("runs/*/result.json")))
+    assert len(list(tmp_path.glob("runs/*/config.json"))) == 1
+
+
 def test_a_run_that_outlived_its_watcher_is_left_alone(trainer, tmp_path):
     wanted = {"scripts": (trainer,), "tasks": ("maze2d-umaze-v1",), "seeds": "0", "set": ("total_steps=400",)}
     line = f"--scripts {trainer} --tasks maze2d-umaze-v1 --seeds 0 --set total_steps=400"
@@ -671,7 +692,7 @@ def test_a_run_that_outlived_its_watcher_is_left_alone(trainer, tmp_path):
     again = start(tmp_path, line)
     assert "is left to the process that is at it" in finish(again) and again.returncode == 0
     os.kill(int(re.search(r"in process (\d+)", logs(tmp_path))[1]), signal.SIGTERM)
-    (lock,) = tmp_path.glob("runs/maze2d*/lock")
+    (lock,) = tmp_path.glob("runs/maze2d*/.lock")
     with filelock.FileLock(lock, timeout=60):  # until it has ended
         pass
     assert states(plan(tmp_path, **wanted)) == {"resume": 1}

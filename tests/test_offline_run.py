@@ -60,7 +60,7 @@ def test_files_of_a_run(finished):
         assert config["args"]["runs_dir"] == str(run.parent)
         assert [config[name] for name in ("script", "env_id", "seed", "device")] == ["toy", "Toy/Walk-v0", seed, "cpu"]
         assert config["group"] == [path.name for path in finished]
-        assert config["dataset"] == {"path": "made", "sha256": "0", "source": "made here"}
+        assert config["dataset"] == {"path": "made", "sha256": "0", "source": "made here", "stand_in": False}
         assert config["versions"]["torch"] == torch.__version__
         assert config["versions"].keys() >= {"python", "numpy", "gymnasium"}
         assert config["commit"] == head

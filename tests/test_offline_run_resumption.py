@@ -161,6 +161,7 @@ BAD_CONFIG = {
     "group that is gone": (with_config(group=["a", "b"]), "/b is not a run directory"),
     "no dataset": (with_config(dataset=None), "does not understand its dataset"),
     "dataset without a source": (with_config(dataset={}), "does not understand its dataset"),
+    "a truth as source": (with_config(dataset={"source": True}), "does not understand its dataset"),
 }
 
 

@@ -289,22 +289,24 @@ def test_scores_of_tasks_and_domains(tmp_path):
 def test_stand_in_data_is_marked_and_kept_apart(tmp_path):
     make_run(tmp_path / "runs", "maze2d-umaze-v1", source="collected (stand-in for D4RL's file)", score=10)
     make_run(tmp_path / "runs", "maze2d-umaze-v1", seed=1, score=90)
-    make_run(tmp_path / "runs", "maze2d-large-v1", source="given: some.hdf5", score=20)
+    make_run(tmp_path / "runs", "maze2d-large-v1", source="given: some.hdf5 (a stand-in)", score=20)
+    make_run(tmp_path / "runs", "maze2d-large-v1", seed=1, source="given: some.hdf5", score=30)
     text = build(tmp_path / "runs", out=tmp_path / "out")
     row = read_table(tmp_path / "out" / "table1.csv")["maze2d-umaze-v1"]
     assert (row["ASPC"], row["difference"]) == ("90.0 (1)", "-38.1")
-    stand_in = read_table(tmp_path / "out" / "table1_2.csv")
+    assert read_table(tmp_path / "out" / "table1_2.csv")["maze2d-large-v1"]["ASPC"] == "30.0 (1)"
+    stand_in = read_table(tmp_path / "out" / "table1_3.csv")
     assert (stand_in["maze2d-umaze-v1"]["ASPC"], stand_in["maze2d-large-v1"]["ASPC"]) == ("10.0 (1)", "20.0 (1)")
     assert {row["difference"] for row in stand_in.values()} == {"–"}
     assert "with it: ASPC (not D4RL's file, or not known to be it)." in text and "All runs:" not in text
-    assert "## Scores (the paper's Table 1) (on stand-in data)" in text
+    assert "## Scores (the paper's Table 1) (on stand-in data)" in text and "(on own data)" in text
 
 
 def test_what_all_runs_share_stands_once(tmp_path):
     for script in ("aspc_td3bc", "td3bc"):
         make_run(tmp_path / "runs", "maze2d-umaze-v1", script, source="given: some.hdf5", total_steps=7)
     text = build(tmp_path / "runs", out=tmp_path / "out")
-    assert "All runs: --total-steps 7 on stand-in data." in text and "## Scores (the paper's Table 1)\n" in text
+    assert "All runs: --total-steps 7 on own data." in text and "## Scores (the paper's Table 1)\n" in text
     assert list(read_table(tmp_path / "out" / "table1.csv")["maze2d-umaze-v1"]) == [
         "task", "TD3+BC", "paper, TD3+BC", "difference", "ASPC", "paper, ASPC"
     ]
@@ -336,17 +338,31 @@ def test_a_difference_from_the_paper_needs_its_steps_its_tuning_and_its_data(tmp
 @pytest.mark.parametrize(
     "source, sha256, expected",
     [
-        ("D4RL (downloaded from http://host/x.hdf5)", "0", False),
-        ("collected by d4rl_gymnasium's waypoint controller (stand-in for D4RL's file)", "0", True),
-        ("collected by d4rl_gymnasium's behaviour policies (stand-in for D4RL's file)", "0", True),
-        ("given: my.hdf5", "0", True),
-        ("given: my.hdf5", TASKS["hopper-medium-replay-v2"].dataset_sha256, False),
-        ("given: x.hdf5 (D4RL (downloaded from http://host/x.hdf5))", "0", False),
-        ("Minari: D4RL/x", "0", True),
+        ("D4RL (downloaded from http://host/x.hdf5)", "0", ""),
+        ("collected by d4rl_gymnasium's waypoint controller (stand-in for D4RL's file)", "0", "on stand-in data"),
+        ("collected by d4rl_gymnasium's behaviour policies (stand-in for D4RL's file)", "0", "on stand-in data"),
+        ("given: my.hdf5 (a stand-in)", "0", "on stand-in data"),
+        ("given: my-stand-in.hdf5", "0", "on own data"),
+        ("given: my.hdf5", "0", "on own data"),
+        ("given: my.hdf5", TASKS["hopper-medium-replay-v2"].dataset_sha256, ""),
+        ("given: x.hdf5 (D4RL (downloaded from http://host/x.hdf5))", "0", ""),
+        ("Minari: D4RL/x", "0", "on own data"),
     ],
 )
-def test_what_counts_as_a_stand_in(source, sha256, expected):
-    assert results.is_stand_in("hopper-medium-replay-v2", {"source": source, "sha256": sha256}) == expected
+def test_whose_data_they_are(source, sha256, expected):
+    dataset = {"source": source, "sha256": sha256}
+    assert results.kind_of_data("hopper-medium-replay-v2", dataset) == expected
+    dataset["stand_in"] = expected == "on stand-in data"  # as configs say since
+    assert results.kind_of_data("hopper-medium-replay-v2", dataset) == expected
+    if expected == "on own data":  # and where there is no other kind, it has no name
+        assert results.kind_of_data("Pendulum-v1", dataset) == ""
+
+
+def test_no_variant_for_what_changes_no_number(tmp_path):
+    """benchmark.run itself gives --eval-workers."""
+    make_run(tmp_path, "maze2d-umaze-v1", eval_workers=3, track_project="mine")
+    (run,) = results.read_runs([tmp_path])
+    assert (run.label, run.setting, run.main) == ("ASPC", "", True)
 
 
 def test_unfinished_runs_and_repeats_are_listed_not_counted(tmp_path):
@@ -544,8 +560,8 @@ def test_legend_names_every_line_once():
 
 def test_a_file_of_ogbench_is_no_stand_in():
     task, source = next(iter(OGBENCH_TASKS)), "OGBench (found in its cache directory)"
-    stand_in = lambda source: results.is_stand_in(task, {"source": source, "sha256": ""})  # noqa: E731
-    assert not stand_in(source) and not stand_in(f"given: x.npz ({source})") and stand_in("given: x.npz")
+    kind = lambda source: results.kind_of_data(task, {"source": source, "sha256": ""})  # noqa: E731
+    assert not kind(source) and not kind(f"given: x.npz ({source})") and kind("given: x.npz") == "on own data"
 
 
 def test_hours_are_those_behind_the_first_interval(tmp_path, figures):

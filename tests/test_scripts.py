@@ -203,7 +203,8 @@ def test_files_of_a_run(finished, hopper):
         assert (config["script"], config["seed"], config["device"]) == (script, seed, "cpu")
         assert config["group"] == [path.name for path in finished.runs]
         sha256 = hashlib.sha256(hopper.read_bytes()).hexdigest()
-        assert config["dataset"] == {"path": str(hopper), "sha256": sha256, "source": "given: rows.hdf5"}
+        facts = {"path": str(hopper), "sha256": sha256, "source": "given: rows.hdf5", "stand_in": False}
+        assert config["dataset"] == facts
         assert config["versions"]["torch"] == torch.__version__
         assert config["versions"].keys() >= {"python", "numpy", "gymnasium", "mujoco"}
         assert config["commit"] == head
