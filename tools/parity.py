@@ -1,0 +1,326 @@
+"""Each script's update beside the official code's own train step: same weights, batches and noise, float64.
+
+    python -m tools.parity --reference DIR          # all of them, 40 updates or more each; says what DIR lacks
+    python -m tools.parity --reference DIR --only td3bc
+
+DIR holds clones of the official repositories under the names in REPOSITORIES. Their files are imported as they are and
+stay so; stubs stand for the packages that no train step needs (gym, d4rl, wandb, ...). Random numbers are not theirs:
+where their code draws, it is handed what the script's learner drew. ReBRAC and FQL need jax, flax and optax.
+docs/exactness.md has the table and says what it compares.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import NamedTuple
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+REPOSITORIES = {  # folder in DIR -> where it comes from
+    "ASPC": "https://github.com/Colin-Jing/ASPC",
+    "CORL": "https://github.com/corl-team/CORL",
+    "TD3_BC": "https://github.com/sfujim/TD3_BC",
+    "wPC": "https://github.com/qsa-fox/wPC",
+    "A2PR": "https://github.com/ltlhuuu/A2PR",
+    "Diffusion-Policies-for-Offline-RL": "https://github.com/Zhendong-Wang/Diffusion-Policies-for-Offline-RL",
+    "fql": "https://github.com/seohongpark/fql",
+}
+STUBS = ("chex", "d4rl", "distrax", "gym", "ml_collections", "pyrallis", "tqdm", "tqdm.auto", "wandb")
+S, A, ROWS, BATCH = 11, 3, 1000, 16  # dimensions, transitions, and those in a batch
+LIMIT = 1e-10  # a larger difference makes the command fail
+
+# --- Their code -------------------------------------------------------------------------------------------------------
+
+
+class Stub(ModuleType):
+    """Has whatever is asked of it: classes that take anything and, called like a decorator, give back what they get."""
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {"__init__": lambda self, *_, **__: None, "__call__": lambda self, function: function})
+
+
+def load(folder: Path, name: str) -> ModuleType:
+    """Their module `name`, imported from the folder beside stubs. The interpreter's modules are afterwards as before,
+    for two repositories may both have an `agents` or a `utils`.
+    """
+    before, top = dict(sys.modules), {path.stem for path in folder.iterdir()}
+    for key in [key for key in before if key.split(".")[0] in top]:
+        del sys.modules[key]
+    sys.modules.update({stub: Stub(stub) for stub in STUBS})
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(folder))
+        for key in [key for key in sys.modules if key.split(".")[0] in {*top, *STUBS}]:
+            del sys.modules[key]
+        sys.modules.update({key: module for key, module in before.items() if key not in sys.modules})
+
+
+class Feed:
+    """Stands for a random function of theirs: gives, one a call, the numbers that it was filled with."""
+
+    def __init__(self, *numbers):
+        self.numbers = list(numbers)
+
+    def __call__(self, *_, **__):
+        return self.numbers.pop(0)
+
+
+@contextmanager
+def fed(*numbers, left: int = 0) -> Iterator[None]:
+    """Within it PyTorch's and numpy's random functions give these numbers, in this order. `left` may stay unasked for.
+
+    Casts to float32 that their code writes out are casts to float64 here.
+    """
+    feed = Feed(*numbers)
+
+    def dropout(x: Tensor, p: float, *_) -> Tensor:
+        return x * (feed() >= p) / (1 - p)
+
+    with ExitStack() as stack:
+        for owner, name in (
+            (torch, "randn"), (torch, "randn_like"), (torch, "randint"), (torch.Tensor, "uniform_"),
+            (np.random, "uniform"), (torch.distributions.normal, "_standard_normal"),
+        ):  # fmt: skip
+            stack.enter_context(patch.object(owner, name, feed))
+        stack.enter_context(patch.object(nn.functional, "dropout", dropout))
+        stack.enter_context(patch.object(torch.Tensor, "float", torch.Tensor.double))
+        yield
+    assert len(feed.numbers) <= left, f"{len(feed.numbers)} of {len(numbers)} random numbers were not asked for."
+
+
+# --- The comparison ---------------------------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """A vector of the script's learner, updated in place, and how to read the same numbers of theirs."""
+
+    ours: Tensor
+    theirs: Callable[[], Tensor]
+
+
+def follow(ours: Tensor, *theirs: nn.Module | Tensor) -> Part:
+    """Their parameters, in the order of ours, take our values."""
+    parameters = [p for x in theirs for p in (x.parameters() if isinstance(x, nn.Module) else [x])]
+    vector_to_parameters(ours.flatten().clone(), parameters)
+    return Part(ours, lambda: parameters_to_vector(parameters).detach())
+
+
+def random_data(high: float) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "observations": rng.normal(1, 2, (ROWS, S)),
+        "actions": rng.uniform(-high, high, (ROWS, A)),
+        "next_observations": rng.normal(1, 2, (ROWS, S)),
+        "rewards": rng.normal(0.5, 1, ROWS),
+        "terminals": rng.random(ROWS) < 0.1,
+        "next_actions": rng.uniform(-high, high, (ROWS, A)),  # ReBRAC's alone
+    }
+
+
+def make_agent(script: ModuleType, high: float = 1.0, **options):
+    args = script.Args(**{"batch_size": BATCH} | options)
+    return script.Agent(args, [random_data(high)], np.full(A, -high), np.full(A, high), "cpu")
+
+
+def compare(agent, parts: list[Part], step: Callable, updates: int) -> tuple[float, float]:
+    """The largest difference over all parts after so many updates of both, and how far the parts have moved.
+
+    step(i, batch) trains theirs once, on batch = (s, a, s', r, d) with r and d as columns; i counts within the period.
+    """
+    start = [part.ours.flatten().clone() for part in parts]
+    for _ in range(-(-updates // agent.period_steps)):
+        agent.advance()  # leaves its batches and noise behind
+        batches = [x[0] if x.ndim > 3 else x[0, ..., None] for x in agent.buffer.batches()]
+        for i in range(agent.period_steps):
+            step(i, [x[i] for x in batches])
+    farthest = lambda pairs: max((x - y).abs().max().item() for x, y in pairs)  # noqa: E731
+    difference = farthest((part.ours.flatten(), part.theirs()) for part in parts)
+    return difference, farthest((part.ours.flatten(), x) for part, x in zip(parts, start, strict=True))
+
+
+# --- Each algorithm: the learner, its parts beside theirs, and a step of theirs ---------------------------------------
+
+Sides = tuple[object, list[Part], Callable]
+
+
+def adam(net: nn.Module, lr: float = 3e-4) -> torch.optim.Optimizer:
+    return torch.optim.Adam(net.parameters(), lr=lr)
+
+
+def td3_parts(agent, actor: nn.Module, target_actor: nn.Module, critics: list, target_critics: list) -> list[Part]:
+    return [
+        follow(agent.theta, actor), follow(agent.target_theta, target_actor),
+        follow(agent.phi, *critics), follow(agent.target_phi, *target_critics),
+    ]  # fmt: skip
+
+
+def corl_td3(script: ModuleType, folder: Path, file: str, name: str, high: float = 1.0, **options) -> Sides:
+    """CORL's TD3+BC, and those of the authors of ASPC, which have its form."""
+    module = load(folder / "algorithms/offline", file)
+    accelerated, alpha = options.pop("accelerated", False), options.pop("loss_function", None)
+    if alpha:  # which of L_Q and L_BC take part
+        options |= {"l_q_coef": float(alpha in (2, 4)), "l_bc_coef": float(alpha in (3, 4))}
+    agent = make_agent(script, high, **options)
+    nets = [module.Actor(S, A, high), module.Critic(S, A), module.Critic(S, A)]
+    nets += [module.Vnet(S)] if hasattr(module, "Vnet") else []
+    optimizers, more = [adam(net) for net in nets], {}
+    if alpha:
+        optimizers[0] = module.torchopt.adam(lr=3e-4, use_accelerated_op=accelerated)
+        more = {"loss_function": alpha, "alpha_freq": agent.args.alpha_interval}
+    trainer = getattr(module, name)(
+        high, *itertools.chain(*zip(nets, optimizers, strict=True)), policy_noise=0.2 * high, noise_clip=0.5 * high,
+        **more,
+    )  # fmt: skip
+    parts = td3_parts(
+        agent, trainer.actor, trainer.actor_target, [trainer.critic_1, trainer.critic_2],
+        [trainer.critic_1_target, trainer.critic_2_target],
+    )  # fmt: skip
+    if hasattr(agent, "psi"):
+        parts.append(follow(agent.psi, trainer.vnet))
+    if alpha:
+        trainer.reward_mean = 0.0  # which their code never sets
+        parts += [follow(agent.rho, trainer.alpha), Part(agent.ema, lambda: trainer.ema_q.detach())]
+
+    def step(i: int, batch: list[Tensor]) -> None:
+        s, a, next_s, r, d = batch
+        with fed(agent.noise[0, i]):
+            trainer.train([s, a, r, next_s, d])
+
+    return agent, parts, step
+
+
+def fujimoto_td3(script: ModuleType, folder: Path, file: str, high: float = 1.0) -> Sides:
+    """TD3+BC by its authors, and wPC, which grew out of that."""
+    module = load(folder, file)
+    agent = make_agent(script, high, robust_critic=False)
+    trainer = module.TD3_BC(S, A, high, policy_noise=0.2 * high, noise_clip=0.5 * high)
+    parts = td3_parts(agent, trainer.actor, trainer.actor_target, [trainer.critic], [trainer.critic_target])
+    if hasattr(agent, "psi"):
+        parts.append(follow(agent.psi, trainer.vnet))
+
+    def step(i: int, batch: list[Tensor]) -> None:
+        s, a, next_s, r, d = batch
+        with fed(agent.noise[0, i]):
+            trainer.train(SimpleNamespace(sample=lambda _: (s, a, next_s, r, 1 - d)), BATCH)
+
+    return agent, parts, step
+
+
+def iql(script: ModuleType, folder: Path, **options) -> Sides:
+    """CORL's."""
+    module, agent = load(folder / "algorithms/offline", "iql"), make_agent(script, **options)
+    args = agent.args
+    policy = module.DeterministicPolicy if args.deterministic else module.GaussianPolicy
+    actor, qf, vf = policy(S, A, 1.0, dropout=args.actor_dropout or None), module.TwinQ(S, A), module.ValueFunction(S)
+    trainer = module.ImplicitQLearning(
+        1.0, actor, adam(actor), qf, adam(qf), vf, adam(vf), iql_tau=args.expectile, beta=args.beta,
+        max_steps=args.total_steps, tau=args.tau,
+    )  # fmt: skip
+    log_std = [] if hasattr(actor, "log_std") else [torch.zeros(A)]  # of which our deterministic policy makes no use
+    parts = [
+        follow(agent.theta, *log_std, actor), follow(agent.phi, qf), follow(agent.target_phi, trainer.q_target),
+        follow(agent.psi, vf),
+    ]  # fmt: skip
+
+    def step(i: int, batch: list[Tensor]) -> None:
+        s, a, next_s, r, d = batch
+        with fed(*agent.noise[0, i].unbind(-2) if args.actor_dropout else ()):
+            trainer.train([s, a, r, next_s, d])
+
+    return agent, parts, step
+
+
+def cql(script: ModuleType, folder: Path, **options) -> Sides:
+    """CORL's."""
+    module, agent = load(folder / "algorithms/offline", "cql"), make_agent(script, **options)
+    args, m = agent.args, script.M
+    actor = module.TanhGaussianPolicy(S, A, 1.0)
+    critics = [module.FullyConnectedQFunction(S, A, True, args.critic_layers) for _ in range(2)]
+    trainer = module.ContinuousCQL(
+        critics[0], adam(critics[0]), critics[1], adam(critics[1]), actor, adam(actor, args.policy_lr),
+        target_entropy=-float(A), policy_lr=args.policy_lr, qf_lr=3e-4, bc_steps=0, cql_lagrange=args.lagrange,
+        cql_target_action_gap=args.target_action_gap, cql_temp=args.temperature, cql_alpha=args.alpha,
+        cql_max_target_backup=args.max_target_backup,
+        cql_clip_diff_min=-np.inf if args.clip_diff_min is None else args.clip_diff_min,
+    )  # fmt: skip
+    parts = [
+        follow(agent.theta, actor.log_std_multiplier, actor.log_std_offset, actor.base_network),
+        follow(agent.phi, *critics), follow(agent.target_phi, trainer.target_critic_1, trainer.target_critic_2),
+        follow(agent.log_eta, trainer.log_alpha),
+    ]  # fmt: skip
+    if args.lagrange:
+        parts.append(follow(agent.log_lagrange, trainer.log_alpha_prime))
+
+    def step(i: int, batch: list[Tensor]) -> None:
+        s, a, next_s, r, d = batch
+        noise, uniform = agent.noise[0, i], 2 * agent.uniform[0, i] - 1
+        at_s, at_next_s, target = (x.transpose(0, 1) for x in (noise[:m], noise[m : 2 * m], noise[2 * m : -1]))
+        target = target if args.max_target_backup else target.squeeze(1)
+        with fed(noise[-1], target, uniform.transpose(0, 1), at_s, at_next_s):
+            trainer.train([s, a, r, next_s, d])
+
+    return agent, parts, step
+
+
+def a2pr(script: ModuleType, folder: Path, **options) -> Sides:
+    module, agent = load(folder, "A2PR"), make_agent(script, official_networks=True, **options)
+    args = agent.args
+    trainer = module.A2PR(
+        S, A, 1.0, "cpu", discount=args.discount, alpha=args.alpha, mask=args.mask, vae_weight=args.vae_weight
+    )
+    vae = trainer.vae
+    parts = td3_parts(agent, trainer.actor, trainer.actor_target, [trainer.critic], [trainer.critic_target])
+    heads = vae.mean.weight, vae.log_std.weight, vae.mean.bias, vae.log_std.bias  # one layer of ours
+    parts += [
+        follow(agent.psi, trainer.value), follow(agent.omega, vae.e1, vae.e2, *heads, vae.d1, vae.d2, vae.d3)
+    ]  # fmt: skip
+
+    def step(i: int, batch: list[Tensor]) -> None:
+        s, a, next_s, r, d = batch
+        with fed(*agent.noise[0, i].split(agent.noises, -1), left=1):  # the third at policy steps alone
+            trainer.train(SimpleNamespace(sample=lambda _: (s, a, r, next_s, 1 - d)), BATCH)
+
+    return agent, parts, step
+
+
+def diffusionql(script: ModuleType, folder: Path, **options) -> Sides:
+    """The target policy moves from step 10 on instead of 1000, on both sides."""
+    module = load(folder, "agents.ql_diffusion")
+    script.EMA_START = 10
+    agent = make_agent(script, **options)
+    args, schedule = agent.args, module.Diffusion.__init__.__globals__
+    schedule["vp_beta_schedule"] = partial(schedule["vp_beta_schedule"], dtype=torch.float64)
+    trainer = module.Diffusion_QL(
+        S, A, 1.0, "cpu", 0.99, 0.005, max_q_backup=args.max_q_backup, eta=args.eta, beta_schedule="vp",
+        n_timesteps=script.T, step_start_ema=script.EMA_START, lr=args.actor_lr, grad_norm=args.grad_norm,
+    )  # fmt: skip
+    parts = td3_parts(agent, trainer.actor, trainer.ema_model, [trainer.critic], [trainer.critic_target])
+
+    def chain(noise: Tensor) -> list[Tensor]:
+        """(..., T, A): they draw once more after the last step, and multiply that by 0."""
+        return [*noise.unbind(-2), torch.zeros_like(noise[..., 0, :])]
+
+    def step(i: int, batch: list[Tensor]) -> None:
+        s, a, next_s, r, d = batch
+        noise = script.Noise(*(x[0, i] for x in agent.noise))
+        coin = 1.0 if noise.i == 0 else 0.0
+        with fed(*chain(noise.next_chains.flatten(0, 1)), noise.t, noise.epsilon, *chain(noise.chain), coin):
+            trainer.train(SimpleNamespace(sample=lambda _: (s, a, next_s, r, 1 - d)), 1, BATCH)
+
+    return agent, parts, step
