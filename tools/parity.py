@@ -9,11 +9,9 @@ where their code draws, it is handed what the script's learner drew. ReBRAC and 
 docs/exactness.md has the table and says what it compares.
 """
 
-import argparse
 import importlib
 import importlib.util
 import itertools
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
