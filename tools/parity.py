@@ -37,7 +37,6 @@ REPOSITORIES = {  # folder in DIR -> where it comes from
 }
 STUBS = ("chex", "d4rl", "distrax", "gym", "ml_collections", "pyrallis", "tqdm", "tqdm.auto", "wandb")
 S, A, ROWS, BATCH = 11, 3, 1000, 16  # dimensions, transitions, and those in a batch
-LIMIT = 1e-10  # a larger difference makes the command fail
 
 # --- Their code -------------------------------------------------------------------------------------------------------
 
@@ -79,9 +78,15 @@ class Feed:
         return self.numbers.pop(0)
 
 
+TORCH = (
+    (torch, "randn"), (torch, "randn_like"), (torch, "randint"), (torch.Tensor, "uniform_"), (np.random, "uniform"),
+    (torch.distributions.normal, "_standard_normal"),
+)  # fmt: skip
+
+
 @contextmanager
-def fed(*numbers, left: int = 0) -> Iterator[None]:
-    """Within it PyTorch's and numpy's random functions give these numbers, in this order. `left` may stay unasked for.
+def fed(*numbers, functions: tuple = TORCH, left: int = 0) -> Iterator[None]:
+    """Within it these random functions give these numbers, in this order. `left` may stay unasked for.
 
     Casts to float32 that their code writes out are casts to float64 here.
     """
@@ -91,10 +96,7 @@ def fed(*numbers, left: int = 0) -> Iterator[None]:
         return x * (feed() >= p) / (1 - p)
 
     with ExitStack() as stack:
-        for owner, name in (
-            (torch, "randn"), (torch, "randn_like"), (torch, "randint"), (torch.Tensor, "uniform_"),
-            (np.random, "uniform"), (torch.distributions.normal, "_standard_normal"),
-        ):  # fmt: skip
+        for owner, name in functions:
             stack.enter_context(patch.object(owner, name, feed))
         stack.enter_context(patch.object(nn.functional, "dropout", dropout))
         stack.enter_context(patch.object(torch.Tensor, "float", torch.Tensor.double))
@@ -147,9 +149,15 @@ def compare(agent, parts: list[Part], step: Callable, updates: int) -> tuple[flo
         batches = [x[0] if x.ndim > 3 else x[0, ..., None] for x in agent.buffer.batches()]
         for i in range(agent.period_steps):
             step(i, [x[i] for x in batches])
-    farthest = lambda pairs: max((x - y).abs().max().item() for x, y in pairs)  # noqa: E731
-    difference = farthest((part.ours.flatten(), part.theirs()) for part in parts)
-    return difference, farthest((part.ours.flatten(), x) for part, x in zip(parts, start, strict=True))
+    return (
+        farthest((part.ours.flatten(), part.theirs().flatten()) for part in parts),
+        farthest((part.ours.flatten(), before) for part, before in zip(parts, start, strict=True)),
+    )
+
+
+def farthest(pairs: Iterator[tuple[Tensor, Tensor]]) -> float:
+    """The largest difference between the two of a pair; NaN if there is one."""
+    return torch.stack([(x - y).abs().max() for x, y in pairs]).max().item()
 
 
 # --- Each algorithm: the learner, its parts beside theirs, and a step of theirs ---------------------------------------
@@ -179,7 +187,9 @@ def corl_td3(script: ModuleType, folder: Path, file: str, name: str, high: float
     nets += [module.Vnet(S)] if hasattr(module, "Vnet") else []
     optimizers, more = [adam(net) for net in nets], {}
     if alpha:
-        optimizers[0] = module.torchopt.adam(lr=3e-4, use_accelerated_op=accelerated)
+        # Plain, torchopt's Adam has no derivative where a gradient has always been 0, but for such a 1e-30 as is in ours
+        plain = {"eps_root": 1e-30}
+        optimizers[0] = module.torchopt.adam(3e-4, **{"use_accelerated_op": True} if accelerated else plain)
         more = {"loss_function": alpha, "alpha_freq": agent.args.alpha_interval}
     trainer = getattr(module, name)(
         high, *itertools.chain(*zip(nets, optimizers, strict=True)), policy_noise=0.2 * high, noise_clip=0.5 * high,
@@ -322,3 +332,247 @@ def diffusionql(script: ModuleType, folder: Path, **options) -> Sides:
             trainer.train(SimpleNamespace(sample=lambda _: (s, a, next_s, r, 1 - d)), 1, BATCH)
 
     return agent, parts, step
+
+
+# --- The same through JAX, on the CPU ---------------------------------------------------------------------------------
+
+# A network there is {"Dense_0": {"kernel": (..., in, out), "bias": (..., out)}, "LayerNorm_0": {"scale", "bias"}, ...};
+# both critics have one together, the first axis of which counts them.
+
+
+def layers(net: dict) -> Iterator[tuple[str, str, tuple, tuple]]:
+    """Of each layer, in PyTorch's order: its name, its weight's name, and the shapes of weight and bias."""
+    for name in sorted(net, key=lambda name: (int(name.split("_")[1]), name)):
+        weight = "kernel" if "kernel" in net[name] else "scale"
+        yield name, weight, net[name][weight].shape, net[name]["bias"].shape
+
+
+def to_flax(net: dict, vector: Tensor) -> dict:
+    """A vector (..., n) in the form of the network."""
+    import jax.numpy as jnp
+
+    new = {}
+    for name, weight, shape, bias_shape in layers(net):
+        axes = len(bias_shape) - 1
+        sizes = int(np.prod(shape[axes:])), shape[-1]
+        w, b, vector = vector.split([*sizes, vector.shape[-1] - sum(sizes)], -1)
+        w = w.reshape(*shape[:axes], *reversed(shape[axes:]))
+        w = w.transpose(-1, -2) if weight == "kernel" else w
+        new[name] = {weight: jnp.array(w.numpy()), "bias": jnp.array(b.numpy())}
+    return new
+
+
+def from_flax(net: dict) -> Tensor:
+    """The vector (..., n) of a network."""
+    found = []
+    for name, weight, _, bias_shape in layers(net):
+        w, b = (torch.tensor(np.array(net[name][key])) for key in (weight, "bias"))
+        w = w.transpose(-1, -2) if weight == "kernel" else w
+        found += [w.reshape(*bias_shape[:-1], -1), b]
+    return torch.cat(found, -1)
+
+
+def fed_jax(*numbers: Tensor):
+    import jax
+
+    arrays = (jax.numpy.array(x.numpy()) for x in numbers)
+    return fed(*arrays, functions=((jax.random, "normal"), (jax.random, "uniform")))
+
+
+class NoMetrics(NamedTuple):
+    """What their step adds its metrics to."""
+
+    def update(self, _) -> "NoMetrics":
+        return self
+
+
+def rebrac(script: ModuleType, folder: Path, **options) -> Sides:
+    """CORL's."""
+    import jax
+    import optax
+
+    module, agent = load(folder / "algorithms/offline", "rebrac"), make_agent(script, **options)
+    args, key, s, a = agent.args, jax.random.PRNGKey(0), np.zeros((1, S)), np.zeros((1, A))
+    actor, critic = module.DetActor(A, layernorm=False), module.EnsembleCritic(num_critics=2)
+    actor_tree, critic_tree = actor.init(key, s)["params"], critic.init(key, s, a)["params"]["VmapCritic_0"]
+
+    def actor_params(theta: Tensor) -> dict:
+        return {"params": to_flax(actor_tree, theta[0])}
+
+    def critic_params(phi: Tensor) -> dict:
+        return {"params": {"VmapCritic_0": to_flax(critic_tree, phi[0])}}
+
+    theirs = SimpleNamespace(
+        actor=module.ActorTrainState.create(
+            apply_fn=actor.apply, params=actor_params(agent.theta), target_params=actor_params(agent.target_theta),
+            tx=optax.adam(args.actor_lr),
+        ),
+        critic=module.CriticTrainState.create(
+            apply_fn=critic.apply, params=critic_params(agent.phi), target_params=critic_params(agent.target_phi),
+            tx=optax.adam(args.critic_lr),
+        ),
+    )  # fmt: skip
+    parts = [
+        Part(agent.theta, lambda: from_flax(theirs.actor.params["params"])),
+        Part(agent.target_theta, lambda: from_flax(theirs.actor.target_params["params"])),
+        Part(agent.phi, lambda: from_flax(theirs.critic.params["params"]["VmapCritic_0"])),
+        Part(agent.target_phi, lambda: from_flax(theirs.critic.target_params["params"]["VmapCritic_0"])),
+    ]
+    settings = dict(
+        gamma=args.discount, actor_bc_coef=args.actor_bc_coef, critic_bc_coef=args.critic_bc_coef, tau=0.005,
+        policy_noise=0.2, noise_clip=0.5, metrics=NoMetrics(),
+    )  # fmt: skip
+
+    def step(i: int, batch: list[Tensor]) -> None:
+        names = "states", "actions", "next_states", "next_actions", "rewards", "dones"
+        batch = {name: jax.numpy.array(x.numpy()) for name, x in zip(names, batch, strict=True)}
+        batch["rewards"], batch["dones"] = args.reward_scale * batch["rewards"][:, 0], batch["dones"][:, 0]
+        inputs = key, theirs.actor, theirs.critic, batch
+        if i % 2:
+            with fed_jax(agent.noise[0, i]):
+                _, theirs.actor, theirs.critic, _ = module.update_td3_no_targets(*inputs, **settings)
+        else:
+            with fed_jax(agent.noise[0, i], agent.noise[0, i]):  # the second for a metric
+                _, theirs.actor, theirs.critic, _ = module.update_td3(*inputs, normalize_q=True, **settings)
+
+    return agent, parts, step
+
+
+def fql(script: ModuleType, folder: Path, **options) -> Sides:
+    import jax
+
+    module, agent = load(folder, "agents.fql"), make_agent(script, **options)
+    args = agent.args
+    hidden = {"actor_hidden_dims": (512,) * 4, "value_hidden_dims": (512,) * 4, "actor_layer_norm": False}
+    config = hidden | dict(
+        lr=3e-4, layer_norm=True, discount=args.discount, tau=0.005, q_agg=args.q_agg, alpha=args.alpha, flow_steps=10,
+        normalize_q_loss=args.normalize_q_loss, encoder=None,
+    )
+    theirs = SimpleNamespace(agent=module.FQLAgent.create(0, np.zeros((1, S)), np.zeros((1, A)), config))
+    nets = {
+        ("modules_actor_onestep_flow", "mlp"): agent.theta,
+        ("modules_actor_bc_flow", "mlp"): agent.psi,
+        ("modules_critic", "value_net"): agent.phi,
+        ("modules_target_critic", "value_net"): agent.target_phi,
+    }
+    network = theirs.agent.network
+    params = {name: {net: to_flax(network.params[name][net], x[0])} for (name, net), x in nets.items()}
+    network = network.replace(params=params, opt_state=network.tx.init(params))
+    theirs.agent = theirs.agent.replace(network=network)
+    parts = [
+        Part(x, lambda name=name, net=net: from_flax(theirs.agent.network.params[name][net]))
+        for (name, net), x in nets.items()
+    ]
+
+    def step(i: int, batch: list[Tensor]) -> None:
+        s, a, next_s, r, d = (jax.numpy.array(x.numpy()) for x in batch)
+        z, next_z, x0 = agent.normal[:, 0, i]
+        batch = dict(observations=s, actions=a, next_observations=next_s, rewards=r[:, 0], masks=1 - d[:, 0])
+        # Compiled, their step would keep the first step's numbers; the last z is for a metric
+        with jax.disable_jit(), fed_jax(next_z, x0, agent.uniform[0, i], z, z):
+            theirs.agent, _ = theirs.agent.update(batch)
+
+    return agent, parts, step
+
+
+# --- Main -------------------------------------------------------------------------------------------------------------
+
+
+class Comparison(NamedTuple):
+    script: str
+    repository: str
+    sides: Callable[..., Sides]
+    options: dict = {}
+    updates: int = 40
+    theirs: dict = {}  # what `sides` is told beside the options
+    limit: float = 1e-11  # a larger difference makes the command fail
+
+
+JAX = (rebrac, fql)
+CORL_TD3, ASPC_TD3 = {"file": "td3_bc", "name": "TD3_BC"}, {"file": "aspc", "name": "Adaptive_TD3_BC"}
+PLAIN = {"robust_critic": False}
+ANTMAZE = {
+    "lagrange": True, "target_action_gap": 0.8, "alpha": 5.0, "policy_lr": 1e-4, "critic_layers": 5,
+    "clip_diff_min": -200.0, "max_target_backup": True,
+}  # fmt: skip
+COMPARISONS = [
+    *(Comparison("aspc_td3bc", "ASPC", corl_td3, {"loss_function": n}, 400, ASPC_TD3) for n in (4, 3, 2, 1)),
+    Comparison("aspc_td3bc", "ASPC", corl_td3, {"loss_function": 4, "alpha_interval": 5}, 400, ASPC_TD3),
+    Comparison("aspc_td3bc", "ASPC", corl_td3, {"loss_function": 4, "accelerated": True}, 400, ASPC_TD3, 1e-7),
+    Comparison("baselines/td3bc", "ASPC", corl_td3, {}, 40, CORL_TD3),
+    Comparison("baselines/td3bc", "CORL", corl_td3, PLAIN, 40, CORL_TD3),
+    Comparison("baselines/td3bc", "CORL", corl_td3, PLAIN | {"high": 2.0}, 40, CORL_TD3),
+    Comparison("baselines/td3bc", "TD3_BC", fujimoto_td3, {}, 400, {"file": "TD3_BC"}),
+    Comparison("baselines/td3bc", "TD3_BC", fujimoto_td3, {"high": 2.0}, 400, {"file": "TD3_BC"}),
+    Comparison("baselines/wpc", "ASPC", corl_td3, {}, 40, {"file": "wpc", "name": "TD3_BC"}),
+    Comparison("baselines/wpc", "wPC", fujimoto_td3, {}, 40, {"file": "TD3_wBC"}),
+    Comparison("baselines/a2pr", "A2PR", a2pr),
+    Comparison("baselines/a2pr", "A2PR", a2pr, {"alpha": 40.0, "mask": 0.4, "vae_weight": 1.5, "discount": 0.995}),
+    Comparison("baselines/iql", "CORL", iql, {"total_steps": 40}),
+    Comparison("baselines/iql", "CORL", iql, {"total_steps": 40, "beta": 10.0, "expectile": 0.9}),
+    Comparison("baselines/iql", "CORL", iql, {"deterministic": True, "tau": 0.001}),
+    Comparison("baselines/iql", "CORL", iql, {"actor_dropout": 0.1}),
+    Comparison("baselines/cql", "CORL", cql),
+    Comparison("baselines/cql", "CORL", cql, {"lagrange": True, "target_action_gap": 5.0}),
+    Comparison("baselines/cql", "CORL", cql, ANTMAZE),
+    Comparison("baselines/diffusionql", "Diffusion-Policies-for-Offline-RL", diffusionql),
+    Comparison("baselines/diffusionql", "Diffusion-Policies-for-Offline-RL", diffusionql, {"max_q_backup": True,
+               "eta": 2.0, "grad_norm": 1.0}),
+    Comparison("baselines/rebrac", "CORL", rebrac),
+    Comparison("baselines/rebrac", "CORL", rebrac, {"critic_bc_coef": 0.1, "reward_scale": 100.0, "discount": 0.999}),
+    Comparison("baselines/fql", "fql", fql, {}, 20),
+    Comparison("baselines/fql", "fql", fql, {"q_agg": "min", "normalize_q_loss": True}, 20),
+]  # fmt: skip
+
+
+def commit(clone: Path) -> str:
+    found = subprocess.run(["git", "-C", clone, "rev-parse", "--short=7", "HEAD"], capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reference", type=Path, required=True, help="folder of the clones")
+    parser.add_argument("--only", default="", help="scripts whose name contains this")
+    parser.add_argument("--updates", type=int, help="in place of each comparison's own number")
+    args = parser.parse_args()
+    sys.dont_write_bytecode = True  # nothing of ours among their files
+    torch.set_default_dtype(torch.float64)
+    chosen = [x for x in COMPARISONS if args.only in x.script]
+    for folder in dict.fromkeys(x.repository for x in chosen):
+        if not (args.reference / folder).is_dir():
+            print(f"Left out: {args.reference / folder} is not there; git clone {REPOSITORIES[folder]} there.")
+    chosen = [x for x in chosen if (args.reference / x.repository).is_dir()]
+    if any(x.sides in JAX for x in chosen):
+        if importlib.util.find_spec("jax") and importlib.util.find_spec("flax") and importlib.util.find_spec("optax"):
+            import flax.linen  # noqa: F401  these before the stubs
+            import flax.training.train_state  # noqa: F401
+            import jax
+            import optax  # noqa: F401
+
+            jax.config.update("jax_platforms", "cpu")
+            jax.config.update("jax_enable_x64", True)
+        else:
+            print("Left out: ReBRAC and FQL, for jax, flax and optax are not installed.")
+            chosen = [x for x in chosen if x.sides not in JAX]
+    print("\n| script | official code | commit | options | updates | largest difference | moved by |")
+    print("|---|---|---|---|---|---|---|")
+    failed = False
+    for x in chosen:
+        clone, script = args.reference / x.repository, importlib.import_module(x.script.replace("/", "."))
+        with patch.dict(vars(script)):  # for constants that `sides` sets
+            agent, parts, step = x.sides(script, clone, **x.theirs, **x.options)
+            updates = -(-(args.updates or x.updates) // agent.period_steps) * agent.period_steps
+            difference, moved = compare(agent, parts, step, updates)
+        options = ", ".join(f"{name} {value}" for name, value in x.options.items()) or "the script's own"
+        print(
+            f"| {x.script} | {x.repository} | {commit(clone)} | {options} | {updates} | {difference:.1e} | "
+            f"{moved:.1e} |", flush=True,
+        )  # fmt: skip
+        failed |= not difference <= x.limit
+    if failed:
+        sys.exit("A difference is larger than rounding explains.")
+
+
+if __name__ == "__main__":
+    main()
