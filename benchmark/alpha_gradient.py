@@ -26,6 +26,7 @@ import aspc_td3bc
 import d4rl_gymnasium as d4rl
 from benchmark.ablations import fresh_outer_batch
 from benchmark.page import write_csv
+from benchmark.scripts import command_line
 from offline_run import load_state
 from offline_run.args import learners
 from offline_run.files import load_tensors, read_config
@@ -123,6 +124,6 @@ def main(args: Args) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Args, prog="python -m benchmark.alpha_gradient", description=__doc__))
+        main(command_line(Args, "python -m benchmark.alpha_gradient", __doc__))
     except (d4rl.DatasetError, OSError) as error:
         sys.exit(str(error))

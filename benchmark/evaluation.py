@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from torch import nn
 from tqdm import tqdm
 
 import aspc_td3bc
 import d4rl_gymnasium as d4rl
+from benchmark.scripts import command_line
 from d4rl_gymnasium.locomotion import ROBOTS, load_policies
 from offline_run.evaluation import Evaluator
 from offline_run.files import save_json
@@ -37,7 +37,7 @@ class Args:
     """episodes of an evaluation"""
     repeats: int = 3
     """times that everything is measured, in turn; the figure is the median"""
-    out: str | None = None
+    out: Path | None = None
     """write the figures into this JSON file"""
 
 
@@ -80,4 +80,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, prog="python -m benchmark.evaluation", description=__doc__))
+    main(command_line(Args, "python -m benchmark.evaluation", __doc__))

@@ -70,7 +70,7 @@ from benchmark.results import (
     unlike_paper,
     without_repeats,
 )
-from benchmark.scripts import DOMAINS, ROOT, flags
+from benchmark.scripts import DOMAINS, ROOT, command_line, flags
 from d4rl_gymnasium.tasks import ALL_TASKS, OGBENCH_TASKS, TASKS
 
 
@@ -726,4 +726,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, prog="python -m benchmark.report", description=__doc__))
+    main(command_line(Args, "python -m benchmark.report", __doc__))

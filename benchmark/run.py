@@ -40,12 +40,11 @@ except ImportError:  # Windows
     fcntl = None
 
 import filelock
-import tyro
 
 import d4rl_gymnasium as d4rl
 from benchmark.estimates import print_estimate
 from benchmark.found import Learner, is_held, is_refused, is_whole, last_step, reached_alpha, read_runs, runs_of
-from benchmark.scripts import ROOT, flags, script_arguments, tuned_settings
+from benchmark.scripts import ROOT, command_line, flags, script_arguments, tuned_settings
 from benchmark.suites import ASPC, REACHED, SUITES, TASK_SETS, UNIONS
 
 
@@ -132,6 +131,8 @@ def parse_seeds(text: str) -> list[int]:
     if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
         sys.exit(f"--seeds {text}: write them as 0-3 or 0,2,5-7.")
     ranges = [part.split("-") for part in text.split(",")]
+    if any(int(ends[-1]) >= 2**64 or int(ends[-1]) - int(ends[0]) >= 10**6 for ends in ranges):
+        sys.exit(f"--seeds {text}: seeds are below 2^64, and a million of them too many.")
     seeds = sorted({seed for ends in ranges for seed in range(int(ends[0]), int(ends[-1]) + 1)})
     return seeds or sys.exit(f"--seeds {text}: there is no seed in this range.")
 
@@ -161,8 +162,9 @@ def read_request(args: Args) -> tuple[list[tuple[str, str, str, dict]], dict[str
     if not scripts:
         sys.exit(f"--suite {args.suite}: this checkout has none of its scripts, {', '.join(missing)}.")
     given = parse_settings(args.set, scripts)
-    if Path(given.get("dataset_path", "")).is_file():
-        given["dataset_path"] = str(Path(given["dataset_path"]).resolve())
+    path = Path(given.get("dataset_path", "")).expanduser()
+    if path.is_file():
+        given["dataset_path"] = str(path.resolve())
     expand = lambda names: list(dict.fromkeys(task for name in names for task in TASK_SETS.get(name, [name])))  # noqa: E731
     wanted, requests = expand(args.tasks), []
     for task in wanted:
@@ -538,7 +540,7 @@ def execute(jobs: list[Job], submit: Callable[[Job], Future], logs: Path) -> lis
     """Run the jobs, show how they fare, and say how each ended."""
     stop = logs / "stop"
     begins = {job.label: job.log.stat().st_size if job.log.exists() else 0 for job in jobs}
-    steps, outcomes, drawn, start = {job.label: job.done for job in jobs}, [], 0, time.time()
+    steps, outcomes, drawn, start = {job.label: job.done for job in jobs}, [], 0, time.monotonic()
     to_do = sum(job.total - job.done for job in jobs)
     pending = {submit(job): job for job in jobs}
     try:
@@ -569,7 +571,7 @@ def execute(jobs: list[Job], submit: Callable[[Job], Future], logs: Path) -> lis
                         running.append([f"{job.label[:48]:48} {words}", *rows])
                 if sum(map(len, running)) > shutil.get_terminal_size().lines - 3:
                     running = [rows[:1] for rows in running]
-            done, seconds = sum(steps.values()) - sum(job.done for job in jobs), time.time() - start
+            done, seconds = sum(steps.values()) - sum(job.done for job in jobs), time.monotonic() - start
             head = f"{len(outcomes)} of {len(jobs)} jobs ended, {len(running)} running; {done:,} of {to_do:,} steps"
             head += f", about {timedelta(seconds=int(seconds * (to_do / done - 1)))} to go" if done else ""
             head = "Stopping: the runs write their checkpoints. A second Ctrl-C kills them." if stop.exists() else head
@@ -643,6 +645,6 @@ def main(args: Args) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Args, prog="python -m benchmark.run", description=__doc__))
+        main(command_line(Args, "python -m benchmark.run", __doc__))
     except OSError as error:
         sys.exit(str(error))

@@ -62,6 +62,21 @@ def script_arguments(script: str) -> dict[str, tuple[str, Any]]:
     return arguments
 
 
+def command_line(Args: type, program: str, doc: str | None) -> Any:
+    """`Args` from a program's command line, with `~` in a path expanded."""
+    import tyro  # slow
+
+    def paths(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+        spec = tyro.constructors.PrimitiveConstructorSpec(
+            1, "PATH", lambda words: Path(words[0]).expanduser(), lambda x: isinstance(x, Path), lambda x: [str(x)]
+        )
+        return spec if info.type is Path else None
+
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(paths)
+    return tyro.cli(Args, prog=program, description=doc, registry=registry)
+
+
 def tables(path: Path) -> list[ast.stmt]:
     """What a script assigns outside of its functions, and its function `tuned`."""
     kinds = (ast.Assign, ast.AugAssign)

@@ -26,7 +26,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import tyro
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -34,7 +33,7 @@ from torchopt.transform import scale_by_adam
 from torchopt.transform.scale_by_adam import ScaleByAdamState
 from tqdm import tqdm
 
-from benchmark.scripts import ROOT
+from benchmark.scripts import ROOT, command_line
 from offline_run import compile_agent, graph_agent
 
 S, A, N, B, WIDTH = 17, 6, 100_000, 256, 256
@@ -311,4 +310,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, prog="python -m benchmark.speed", description=__doc__))
+    main(command_line(Args, "python -m benchmark.speed", __doc__))

@@ -139,7 +139,8 @@ def launch(main: Callable[[Any], None], Args: type[RunArgs], doc: str | None, *e
         except OSError as error:
             sys.exit(f"{error}. A run that has a checkpoint is intact: continue with --resume RUN_DIR.")
         except (MemoryError, RuntimeError) as error:  # PyTorch has a type of its own for a GPU's memory alone
-            if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            known = re.search("allocate memory|not enough memory|out of memory|ALLOC_FAILED", str(error))
+            if not (known or isinstance(error, MemoryError | torch.OutOfMemoryError)):
                 raise
             sys.exit(f"Out of memory ({first_line(error)}): take fewer seeds at once, or smaller batches. {RESUMABLE}")
         finally:

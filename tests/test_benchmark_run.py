@@ -28,7 +28,7 @@ import offline_run.args
 import offline_run.log
 from benchmark import estimates, run
 from benchmark.run import SUITES, TASK_SETS, Args
-from benchmark.scripts import tuned_arguments
+from benchmark.scripts import command_line, tuned_arguments
 from offline_run import files
 
 # A script with a run's files, lock and signals and no network: it counts to total_steps, in 20 ms each.
@@ -538,6 +538,8 @@ def test_table2_takes_the_alpha_that_aspc_reached(tmp_path):
 
 BAD_ARGUMENTS = {
     "nothing": ("", "--suite, or --scripts and --tasks"),
+    "seeds beyond 2^64": (f"--scripts aspc_td3bc --tasks maze2d --seeds {2**64}", "seeds are below 2^64"),
+    "seeds without number": ("--scripts aspc_td3bc --tasks maze2d --seeds 0-99999999999", "a million of them"),
     "scripts alone": ("--scripts aspc_td3bc", "--suite, or --scripts and --tasks"),
     "unknown suite": ("--suite tabel2", "there are table1"),
     "unknown script": ("--scripts aspc_td3 --tasks maze2d", "aspc_td3.py"),
@@ -558,6 +560,13 @@ BAD_ARGUMENTS = {
     "threads": ("--suite smoke --threads 0", "--threads must be at least 1"),
     "address": ("--suite smoke --address auto", "--engine ray"),
 }
+
+
+def test_a_tilde_in_any_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["run", "--runs-dir=~/runs", "--dataset-dir=~/data", "--set-aside", "~/bad"])
+    args = command_line(Args, "run", None)
+    assert (args.runs_dir, args.dataset_dir, args.set_aside) == tuple(tmp_path / x for x in ("runs", "data", "bad"))
 
 
 @pytest.mark.parametrize(("line", "words"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)

@@ -254,15 +254,25 @@ def test_run_takes_the_gpu(monkeypatch, device, index):
     assert given[0] == index and given[1].type == "cuda" and given[1].index in (index, None)
 
 
-@pytest.mark.parametrize("fill", [lambda: torch.empty(10**16), lambda: np.empty(10**16), lambda: raised()])
+TOO_LITTLE = (
+    torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB"),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),  # on Windows
+)
+
+
+@pytest.mark.parametrize(
+    "fill", [lambda: torch.empty(10**16), lambda: np.empty(10**16), *(lambda e=e: raised(e) for e in TOO_LITTLE)]
+)
 def test_too_little_memory_gets_a_sentence(fill, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["toy.py"])
     with pytest.raises(SystemExit, match=r"^Out of memory \([^\n]+\): .* --resume RUN_DIR\.$"):
         launch(lambda args: fill(), toy.Args, None)
 
 
-def raised():
-    raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
+def raised(error):
+    raise error
 
 
 def test_other_errors_are_not_hidden(monkeypatch):
