@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 
 from benchmark.page import figure, write_csv
+from benchmark.scripts import command_line
 from benchmark.suites import TASK_SETS
 
 COLUMNS = ("task", "script", "seed", "step", "seconds", "score", "alpha")
@@ -86,4 +87,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, prog="python -m benchmark.curves", description=__doc__))
+    main(command_line(Args, "python -m benchmark.curves", __doc__))
