@@ -205,7 +205,8 @@ def identify(path: Path) -> tuple[str, str]:
     Raises DatasetError if it is missing, is neither HDF5 nor .npz, or has changed since it was recorded.
     """
     if not os.path.isfile(path):
-        what = "a folder: give a file" if os.path.isdir(path) else "not there: check the path"
+        missing = "not there: check the path (--dataset-path gives it, with --resume too)"
+        what = "a folder: give a file" if os.path.isdir(path) else missing
         raise DatasetError(f"{path} is {what}.")
     source = ""
     if not is_npz(path):

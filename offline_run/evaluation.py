@@ -161,5 +161,6 @@ class Evaluator:
         if self.pool:
             for process in list((self.pool._processes or {}).values()):  # private until Python 3.14
                 process.kill()
-            self.pool._call_queue._reader.close()  # else Python 3.10 may wait for ever to write what nobody reads
+            if sys.version_info < (3, 11, 5):  # else it may wait for ever to write what nobody reads (gh-94777)
+                self.pool._call_queue._reader.close()
             self.pool.shutdown(cancel_futures=True)

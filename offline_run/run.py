@@ -103,6 +103,7 @@ class Run:
         else:
             self.paths = files.create(args, self.script, self.device, self.datasets)
             self.lock = files.lock(self.paths[0])
+        self.signals = Signals()  # before the directories are told: from now on a run can be continued
         for env_id, transitions, dataset in zip(args.env_id, tasks.transitions, tasks.files, strict=True):
             print(f"{env_id}: {len(transitions['rewards']):,} transitions ({dataset.source}), on {self.device}")
         print(*self.paths, sep="\n", flush=True)
@@ -110,7 +111,6 @@ class Run:
         busy = torch.get_num_threads() if self.device == "cpu" else 1
         self.evaluator = Evaluator(processes(args, busy), args.max_episode_steps)
         self.log = Log(self.paths, self.step + (self.pending is None), args)
-        self.signals = Signals()
         pays = self.device != "cpu" and args.total_steps >= COMPILE_FROM and found("cc", "gcc", "clang", "cl")
         if args.compile == "on" or (args.compile == "auto" and pays):
             self.signals.unless_stopped(compile_agent, agent)

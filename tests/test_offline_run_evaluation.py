@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import gymnasium
@@ -163,6 +164,17 @@ def test_worker_that_dies(capsys):
     finally:
         evaluator.close()
     assert capsys.readouterr().err.count("has died") == 1
+
+
+def test_ended_while_a_policy_is_on_its_way():
+    """Larger than a pipe, so that it waits there for a process that is gone: Python 3.10 would wait with it."""
+    evaluator = Evaluator(1)
+    policy = toy.Policy(torch.zeros(2, 2), torch.zeros(()), torch.zeros(10**6))
+    evaluator.begin([policy], [("Toy/Walk-v0", 0)], 50)
+    closing = threading.Thread(target=evaluator.close, daemon=True)
+    closing.start()
+    closing.join(60)
+    assert not closing.is_alive()
 
 
 def test_workers_that_training_leaves(monkeypatch):

@@ -72,6 +72,7 @@ def test_resumed_run_equals_an_uninterrupted_one(finished, tmp_path, monkeypatch
 
 
 MOMENTS = {
+    "logs": ("log.Log.__init__", 0),
     "start": ("log.tqdm.__init__", 0),
     "update": ("toy.Agent.advance", 20),
     "evaluation begins": ("evaluation.Evaluator.begin", 60),
