@@ -26,6 +26,10 @@ class Log:
 
         self.writers, self.trackers = [SummaryWriter(str(path), purge_step=first_step) for path in paths], []
         self.held: list[tuple[int, list[Scalars]]] | None = None
+        for path, writer in zip(paths, self.writers, strict=True):
+            given = json.loads((path / "config.json").read_text())["args"]
+            rows = [f"| {name} | {value} |" for name, value in given.items()]
+            writer.add_text("hyperparameters", "\n".join(["| argument | value |", "|---|---|", *rows]), first_step)
         if args.track:
             import wandb
 

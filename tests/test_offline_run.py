@@ -45,6 +45,13 @@ def finished(tmp_path_factory) -> list[Path]:
 # --- Files of a run ---------------------------------------------------------------------------------------------------
 
 
+def test_hyperparameters_are_shown_beside_the_curves(finished):
+    accumulator = EventAccumulator(str(finished[0])).Reload()
+    (event,) = accumulator.Tensors("hyperparameters/text_summary")
+    text = event.tensor_proto.string_val[0].decode()
+    assert all(f"| {name} | {value} |" in text for name, value in config_of(finished[0])["args"].items())
+
+
 def test_files_of_a_run(finished):
     git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     head = (shutil.which("git") and subprocess.run(git, capture_output=True, text=True).stdout.strip()) or None
