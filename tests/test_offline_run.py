@@ -17,6 +17,7 @@ import torch
 import toy
 import toy_runs
 from conftest import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_runs import (
     RUN,
     SHORT,

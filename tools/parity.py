@@ -9,12 +9,14 @@ where their code draws, it is handed what the script's learner drew. ReBRAC and 
 docs/exactness.md has the table and says what it compares.
 """
 
+import argparse
 import importlib
 import importlib.util
 import itertools
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -187,7 +189,7 @@ def corl_td3(script: ModuleType, folder: Path, file: str, name: str, high: float
     nets += [module.Vnet(S)] if hasattr(module, "Vnet") else []
     optimizers, more = [adam(net) for net in nets], {}
     if alpha:
-        # Plain, torchopt's Adam has no derivative where a gradient has always been 0, but for such a 1e-30 as is in ours
+        # Without such a 1e-30 as is in ours, plain Adam has no derivative where a gradient has always been 0
         plain = {"eps_root": 1e-30}
         optimizers[0] = module.torchopt.adam(3e-4, **{"use_accelerated_op": True} if accelerated else plain)
         more = {"loss_function": alpha, "alpha_freq": agent.args.alpha_interval}
@@ -347,10 +349,15 @@ def layers(net: dict) -> Iterator[tuple[str, str, tuple, tuple]]:
         yield name, weight, net[name][weight].shape, net[name]["bias"].shape
 
 
+def to_jax(x: Tensor):
+    """A copy, for JAX may read later, and the learner's tensors change in place."""
+    import jax
+
+    return jax.block_until_ready(jax.numpy.array(x.detach().numpy().copy()))
+
+
 def to_flax(net: dict, vector: Tensor) -> dict:
     """A vector (..., n) in the form of the network."""
-    import jax.numpy as jnp
-
     new = {}
     for name, weight, shape, bias_shape in layers(net):
         axes = len(bias_shape) - 1
@@ -358,7 +365,7 @@ def to_flax(net: dict, vector: Tensor) -> dict:
         w, b, vector = vector.split([*sizes, vector.shape[-1] - sum(sizes)], -1)
         w = w.reshape(*shape[:axes], *reversed(shape[axes:]))
         w = w.transpose(-1, -2) if weight == "kernel" else w
-        new[name] = {weight: jnp.array(w.numpy()), "bias": jnp.array(b.numpy())}
+        new[name] = {weight: to_jax(w), "bias": to_jax(b)}
     return new
 
 
@@ -370,13 +377,6 @@ def from_flax(net: dict) -> Tensor:
         w = w.transpose(-1, -2) if weight == "kernel" else w
         found += [w.reshape(*bias_shape[:-1], -1), b]
     return torch.cat(found, -1)
-
-
-def fed_jax(*numbers: Tensor):
-    import jax
-
-    arrays = (jax.numpy.array(x.numpy()) for x in numbers)
-    return fed(*arrays, functions=((jax.random, "normal"), (jax.random, "uniform")))
 
 
 class NoMetrics(NamedTuple):
@@ -424,15 +424,14 @@ def rebrac(script: ModuleType, folder: Path, **options) -> Sides:
     )  # fmt: skip
 
     def step(i: int, batch: list[Tensor]) -> None:
-        names = "states", "actions", "next_states", "next_actions", "rewards", "dones"
-        batch = {name: jax.numpy.array(x.numpy()) for name, x in zip(names, batch, strict=True)}
+        names = "states", "actions", "next_states", "next_actions", "rewards", "dones"  # as in our buffer
+        batch = {name: to_jax(x) for name, x in zip(names, batch, strict=True)}
         batch["rewards"], batch["dones"] = args.reward_scale * batch["rewards"][:, 0], batch["dones"][:, 0]
-        inputs = key, theirs.actor, theirs.critic, batch
-        if i % 2:
-            with fed_jax(agent.noise[0, i]):
+        inputs, noise = (key, theirs.actor, theirs.critic, batch), to_jax(agent.noise[0, i])
+        with fed(noise, functions=((jax.random, "normal"),)):
+            if i % 2:
                 _, theirs.actor, theirs.critic, _ = module.update_td3_no_targets(*inputs, **settings)
-        else:
-            with fed_jax(agent.noise[0, i], agent.noise[0, i]):  # the second for a metric
+            else:
                 _, theirs.actor, theirs.critic, _ = module.update_td3(*inputs, normalize_q=True, **settings)
 
     return agent, parts, step
@@ -447,7 +446,7 @@ def fql(script: ModuleType, folder: Path, **options) -> Sides:
     config = hidden | dict(
         lr=3e-4, layer_norm=True, discount=args.discount, tau=0.005, q_agg=args.q_agg, alpha=args.alpha, flow_steps=10,
         normalize_q_loss=args.normalize_q_loss, encoder=None,
-    )
+    )  # fmt: skip
     theirs = SimpleNamespace(agent=module.FQLAgent.create(0, np.zeros((1, S)), np.zeros((1, A)), config))
     nets = {
         ("modules_actor_onestep_flow", "mlp"): agent.theta,
@@ -465,12 +464,18 @@ def fql(script: ModuleType, folder: Path, **options) -> Sides:
     ]
 
     def step(i: int, batch: list[Tensor]) -> None:
-        s, a, next_s, r, d = (jax.numpy.array(x.numpy()) for x in batch)
-        z, next_z, x0 = agent.normal[:, 0, i]
+        s, a, next_s, r, d = (to_jax(x) for x in batch)
+        z, next_z, x0 = (to_jax(x) for x in agent.normal[:, 0, i])
+        t = to_jax(agent.uniform[0, i])
         batch = dict(observations=s, actions=a, next_observations=next_s, rewards=r[:, 0], masks=1 - d[:, 0])
-        # Compiled, their step would keep the first step's numbers; the last z is for a metric
-        with jax.disable_jit(), fed_jax(next_z, x0, agent.uniform[0, i], z, z):
-            theirs.agent, _ = theirs.agent.update(batch)
+        # Their step is compiled, so that numbers must come in as its random key: a tree of them, split as they split it
+        actor_key, critic_key = (((z, z), z), x0, t), (z, (next_z, z))
+        with (
+            patch.object(jax.random, "split", lambda key, num=2: key),
+            patch.object(jax.random, "normal", lambda key, shape: key),
+            patch.object(jax.random, "uniform", lambda key, shape: key),
+        ):
+            theirs.agent, _ = theirs.agent.replace(rng=(z, (z, actor_key, critic_key))).update(batch)
 
     return agent, parts, step
 
@@ -560,7 +565,7 @@ def main() -> None:
     failed = False
     for x in chosen:
         clone, script = args.reference / x.repository, importlib.import_module(x.script.replace("/", "."))
-        with patch.dict(vars(script)):  # for constants that `sides` sets
+        with patch.dict(vars(script)), redirect_stdout(sys.stderr):  # for constants that `sides` sets; and their prints
             agent, parts, step = x.sides(script, clone, **x.theirs, **x.options)
             updates = -(-(args.updates or x.updates) // agent.period_steps) * agent.period_steps
             difference, moved = compare(agent, parts, step, updates)
