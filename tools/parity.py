@@ -374,13 +374,6 @@ def from_flax(net: dict) -> Tensor:
     return torch.cat(found, -1)
 
 
-def fed_jax(*numbers: Tensor):
-    import jax
-
-    arrays = (jax.numpy.array(x.numpy()) for x in numbers)
-    return fed(*arrays, functions=((jax.random, "normal"), (jax.random, "uniform")))
-
-
 class NoMetrics(NamedTuple):
     """What their step adds its metrics to."""
 
@@ -426,15 +419,14 @@ def rebrac(script: ModuleType, folder: Path, **options) -> Sides:
     )  # fmt: skip
 
     def step(i: int, batch: list[Tensor]) -> None:
-        names = "states", "actions", "next_states", "next_actions", "rewards", "dones"
+        names = "states", "actions", "next_states", "next_actions", "rewards", "dones"  # as in our buffer
         batch = {name: jax.numpy.array(x.numpy()) for name, x in zip(names, batch, strict=True)}
         batch["rewards"], batch["dones"] = args.reward_scale * batch["rewards"][:, 0], batch["dones"][:, 0]
-        inputs = key, theirs.actor, theirs.critic, batch
-        if i % 2:
-            with fed_jax(agent.noise[0, i]):
+        inputs, noise = (key, theirs.actor, theirs.critic, batch), jax.numpy.array(agent.noise[0, i].numpy())
+        with fed(noise, functions=((jax.random, "normal"),)):
+            if i % 2:
                 _, theirs.actor, theirs.critic, _ = module.update_td3_no_targets(*inputs, **settings)
-        else:
-            with fed_jax(agent.noise[0, i], agent.noise[0, i]):  # the second for a metric
+            else:
                 _, theirs.actor, theirs.critic, _ = module.update_td3(*inputs, normalize_q=True, **settings)
 
     return agent, parts, step
@@ -468,11 +460,17 @@ def fql(script: ModuleType, folder: Path, **options) -> Sides:
 
     def step(i: int, batch: list[Tensor]) -> None:
         s, a, next_s, r, d = (jax.numpy.array(x.numpy()) for x in batch)
-        z, next_z, x0 = agent.normal[:, 0, i]
+        z, next_z, x0 = (jax.numpy.array(x.numpy()) for x in agent.normal[:, 0, i])
+        t = jax.numpy.array(agent.uniform[0, i].numpy())
         batch = dict(observations=s, actions=a, next_observations=next_s, rewards=r[:, 0], masks=1 - d[:, 0])
-        # Compiled, their step would keep the first step's numbers; the last z is for a metric
-        with jax.disable_jit(), fed_jax(next_z, x0, agent.uniform[0, i], z, z):
-            theirs.agent, _ = theirs.agent.update(batch)
+        # Their step is compiled, so that numbers must come in as its random key: a tree of them, split as they split it
+        actor_key, critic_key = (((z, z), z), x0, t), (z, (next_z, z))
+        with (
+            patch.object(jax.random, "split", lambda key, num=2: key),
+            patch.object(jax.random, "normal", lambda key, shape: key),
+            patch.object(jax.random, "uniform", lambda key, shape: key),
+        ):
+            theirs.agent, _ = theirs.agent.replace(rng=(z, (z, actor_key, critic_key))).update(batch)
 
     return agent, parts, step
 
