@@ -189,7 +189,7 @@ def corl_td3(script: ModuleType, folder: Path, file: str, name: str, high: float
     nets += [module.Vnet(S)] if hasattr(module, "Vnet") else []
     optimizers, more = [adam(net) for net in nets], {}
     if alpha:
-        # Plain, torchopt's Adam has no derivative where a gradient has always been 0, but for such a 1e-30 as is in ours
+        # Without such a 1e-30 as is in ours, plain Adam has no derivative where a gradient has always been 0
         plain = {"eps_root": 1e-30}
         optimizers[0] = module.torchopt.adam(3e-4, **{"use_accelerated_op": True} if accelerated else plain)
         more = {"loss_function": alpha, "alpha_freq": agent.args.alpha_interval}
@@ -441,7 +441,7 @@ def fql(script: ModuleType, folder: Path, **options) -> Sides:
     config = hidden | dict(
         lr=3e-4, layer_norm=True, discount=args.discount, tau=0.005, q_agg=args.q_agg, alpha=args.alpha, flow_steps=10,
         normalize_q_loss=args.normalize_q_loss, encoder=None,
-    )
+    )  # fmt: skip
     theirs = SimpleNamespace(agent=module.FQLAgent.create(0, np.zeros((1, S)), np.zeros((1, A)), config))
     nets = {
         ("modules_actor_onestep_flow", "mlp"): agent.theta,
