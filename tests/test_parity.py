@@ -59,9 +59,8 @@ def test_flax_form_and_back(float64):
     net["Dense_0"] = dense(3, 4)
     vector = torch.randn(2, 3 * 4 + 4 + 4 + 4 + 4 + 1)
     tree = parity.to_flax(net, vector)
-    torch.testing.assert_close(
-        torch.tensor(np.array(tree["Dense_0"]["kernel"]))[1], vector[1, :12].view(4, 3).T, rtol=1e-6, atol=1e-6
-    )
+    kernel = torch.tensor(np.array(tree["Dense_0"]["kernel"])).double()  # JAX's default is float32
+    torch.testing.assert_close(kernel[1], vector[1, :12].view(4, 3).T, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(parity.from_flax(tree).double(), vector, rtol=1e-6, atol=1e-6)
 
 
