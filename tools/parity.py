@@ -16,7 +16,7 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -560,7 +560,7 @@ def main() -> None:
     failed = False
     for x in chosen:
         clone, script = args.reference / x.repository, importlib.import_module(x.script.replace("/", "."))
-        with patch.dict(vars(script)):  # for constants that `sides` sets
+        with patch.dict(vars(script)), redirect_stdout(sys.stderr):  # for constants that `sides` sets; and their prints
             agent, parts, step = x.sides(script, clone, **x.theirs, **x.options)
             updates = -(-(args.updates or x.updates) // agent.period_steps) * agent.period_steps
             difference, moved = compare(agent, parts, step, updates)
