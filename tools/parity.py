@@ -349,10 +349,15 @@ def layers(net: dict) -> Iterator[tuple[str, str, tuple, tuple]]:
         yield name, weight, net[name][weight].shape, net[name]["bias"].shape
 
 
+def to_jax(x: Tensor):
+    """A copy, for JAX may read later, and the learner's tensors change in place."""
+    import jax
+
+    return jax.block_until_ready(jax.numpy.array(x.detach().numpy().copy()))
+
+
 def to_flax(net: dict, vector: Tensor) -> dict:
     """A vector (..., n) in the form of the network."""
-    import jax.numpy as jnp
-
     new = {}
     for name, weight, shape, bias_shape in layers(net):
         axes = len(bias_shape) - 1
@@ -360,7 +365,7 @@ def to_flax(net: dict, vector: Tensor) -> dict:
         w, b, vector = vector.split([*sizes, vector.shape[-1] - sum(sizes)], -1)
         w = w.reshape(*shape[:axes], *reversed(shape[axes:]))
         w = w.transpose(-1, -2) if weight == "kernel" else w
-        new[name] = {weight: jnp.array(w.numpy()), "bias": jnp.array(b.numpy())}
+        new[name] = {weight: to_jax(w), "bias": to_jax(b)}
     return new
 
 
@@ -420,9 +425,9 @@ def rebrac(script: ModuleType, folder: Path, **options) -> Sides:
 
     def step(i: int, batch: list[Tensor]) -> None:
         names = "states", "actions", "next_states", "next_actions", "rewards", "dones"  # as in our buffer
-        batch = {name: jax.numpy.array(x.numpy()) for name, x in zip(names, batch, strict=True)}
+        batch = {name: to_jax(x) for name, x in zip(names, batch, strict=True)}
         batch["rewards"], batch["dones"] = args.reward_scale * batch["rewards"][:, 0], batch["dones"][:, 0]
-        inputs, noise = (key, theirs.actor, theirs.critic, batch), jax.numpy.array(agent.noise[0, i].numpy())
+        inputs, noise = (key, theirs.actor, theirs.critic, batch), to_jax(agent.noise[0, i])
         with fed(noise, functions=((jax.random, "normal"),)):
             if i % 2:
                 _, theirs.actor, theirs.critic, _ = module.update_td3_no_targets(*inputs, **settings)
@@ -459,9 +464,9 @@ def fql(script: ModuleType, folder: Path, **options) -> Sides:
     ]
 
     def step(i: int, batch: list[Tensor]) -> None:
-        s, a, next_s, r, d = (jax.numpy.array(x.numpy()) for x in batch)
-        z, next_z, x0 = (jax.numpy.array(x.numpy()) for x in agent.normal[:, 0, i])
-        t = jax.numpy.array(agent.uniform[0, i].numpy())
+        s, a, next_s, r, d = (to_jax(x) for x in batch)
+        z, next_z, x0 = (to_jax(x) for x in agent.normal[:, 0, i])
+        t = to_jax(agent.uniform[0, i])
         batch = dict(observations=s, actions=a, next_observations=next_s, rewards=r[:, 0], masks=1 - d[:, 0])
         # Their step is compiled, so that numbers must come in as its random key: a tree of them, split as they split it
         actor_key, critic_key = (((z, z), z), x0, t), (z, (next_z, z))
