@@ -293,7 +293,7 @@ class Agent:
         """A function of one learner for all K: the first axis of what it takes and gives counts the learners."""
         if len(self.theta) > 1:
             return vmap(function)
-        return lambda *inputs: tree_map(lambda x: x[None], function(*(x[0] for x in inputs)))  # faster than vmap
+        return lambda *inputs: tree_map(lambda x: x[None], function(*tree_map(lambda x: x[0], inputs)))  # quicker
 
     # --- Losses of one learner ---
 

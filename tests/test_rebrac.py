@@ -197,11 +197,11 @@ def test_tuned_run_trains_on_what_it_records(tmp_path, monkeypatch):
     assert {name: recorded[name] for name in expected} == expected
     (agent,) = agents
     _, _, next_s, next_a, rewards, _ = agent.buffer.table.split(agent.buffer.widths, 1)
-    np.testing.assert_array_equal(rewards[:, 0], raw["rewards"][:-1])
-    np.testing.assert_array_equal(next_a, np.where(raw["terminals"][:-1, None], 0, raw["actions"][1:]))
+    np.testing.assert_array_equal(rewards[:, 0], raw["rewards"])  # own data: a terminal last row stays
+    np.testing.assert_array_equal(next_a, np.where(raw["terminals"][:, None], 0, np.roll(raw["actions"], -1, 0)))
     networks, ended = (agent.target_theta[0], agent.target_phi[0]), torch.ones(len(rewards))
     y = agent.target(*networks, next_s, next_a, rewards[:, 0], ended, torch.zeros_like(next_a))
-    np.testing.assert_array_equal(y, 100 * raw["rewards"][:-1])
+    np.testing.assert_array_equal(y, 100 * raw["rewards"])
 
     (path / "result.json").unlink()  # as if killed in the final evaluation
     monkeypatch.setitem(module.PENALTIES, "antmaze-umaze-v2", (77.0, 77.0))
