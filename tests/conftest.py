@@ -76,12 +76,12 @@ def stop_before_alpha(agent) -> tuple[torch.Tensor, ...]:
     return tuple(given)
 
 
-def assert_seeds_are_independent(together, alone, least: float = 1e-6) -> None:
-    """After 40 steps, all state of seed 1: trained as the second of three as when trained alone, that of the third
+def assert_seeds_are_independent(together, alone, least: float = 1e-6, steps: int = 40) -> None:
+    """After so many steps, all state of seed 1: trained as the second of three as when trained alone, that of the third
     another, by `least` of its size or more.
     """
     for agent in (together, alone):
-        for _ in range(40 // agent.period_steps):
+        for _ in range(steps // agent.period_steps):
             agent.advance()
     for name, tensor in alone.tensors().items():
         if tensor.ndim:

@@ -361,7 +361,7 @@ def test_hypergradient_equals_central_differences(float64, updates):
 def test_seeds_in_a_group_equal_seeds_alone(float64, script):
     together = make_agent(script, num_seeds=3, batch_size=8, q_agg="min")
     alone = make_agent(script, seed=1, batch_size=8, q_agg="min")
-    assert_seeds_are_independent(together, alone)
+    assert_seeds_are_independent(together, alone, steps=20)  # networks of 4 x 512 take their time
     observations = torch.as_tensor(np.random.default_rng(0).normal(size=(4, S)))
     in_group, by_itself = (
         policy(observations, torch.Generator().manual_seed(1)) for policy in (together.policy(1), alone.policy(0))
