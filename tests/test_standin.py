@@ -260,6 +260,6 @@ def test_a_run_is_marked(small_hopper, tmp_path, monkeypatch):
     assert json.loads((path / "config.json").read_text())["dataset"]["source"] == SOURCE
     assert json.loads((path / "result.json").read_text())["dataset"] == SOURCE
     run = results.read_run(path)
-    assert results.kind_of_data(run.task, run.dataset) == "on stand-in data" and "stand-in " not in run.algorithm
+    assert results.kind_of_data(run.task, run.dataset) == "on stand-in data" and "stand-in" not in run.label
     with pytest.raises(SystemExit, match="is complete"):
         module.main(module.Args(resume=str(path)))
