@@ -26,17 +26,16 @@ class Log:
 
         self.writers, self.trackers = [SummaryWriter(str(path), purge_step=first_step) for path in paths], []
         self.held: list[tuple[int, list[Scalars]]] | None = None
-        for path, writer in zip(paths, self.writers, strict=True):
-            given = json.loads((path / "config.json").read_text())["args"]
-            rows = [f"| {name} | {value} |" for name, value in given.items()]
+        configs = [json.loads((path / "config.json").read_text()) for path in paths]
+        for config, writer in zip(configs, self.writers, strict=True):
+            rows = [f"| {name} | {value} |" for name, value in config["args"].items()]
             writer.add_text("hyperparameters", "\n".join(["| argument | value |", "|---|---|", *rows]), first_step)
         if args.track:
             import wandb
 
             where = {"project": args.track_project, "entity": args.track_entity, "group": args.track_group}
-            for path in paths:
+            for path, config in zip(paths, configs, strict=True):
                 run = {"name": path.name, "id": path.name, "resume": "allow", "reinit": "create_new"}
-                config = json.loads((path / "config.json").read_text())
                 self.trackers.append(wandb.init(**where, **run, config=config))
 
     def scalars(self, step: int, learners: list[Scalars]) -> None:

@@ -12,12 +12,14 @@ import pytest
 import torch
 from conftest import ROOT, S, assert_seeds_are_independent, make_agent, parts, random_data, stop_before_alpha
 from test_hypergradient import central_difference, relative
-from test_scripts import OWN, assert_same_runs, command, flags, write_dataset
+from test_scripts import OWN, command, write_dataset
 from test_update import Restatement
 from torch.func import grad, vmap
 from torch.nn import functional as F
+from toy_runs import assert_same_runs
 
 import aspc_td3bc
+from benchmark.scripts import flags
 
 FOLDER = ROOT / "benchmark" / "ablations"
 SCRIPTS = sorted(f"benchmark/ablations/{path.stem}" for path in FOLDER.glob("*.py") if path.stem != "common")

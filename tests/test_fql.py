@@ -20,13 +20,14 @@ from conftest import (
     stop_before_alpha,
 )
 from test_hypergradient import central_difference, relative
-from test_scripts import command, flags, write_dataset
+from test_scripts import command, write_dataset
 from test_update import PlainAdam
 from torch import nn
 from torch.func import grad, vmap
 from torch.nn import functional as F
 
 import d4rl_gymnasium as d4rl
+from benchmark.scripts import flags
 from offline_run.evaluation import episodes
 
 ASPC, BASELINE = "aspc_fql", "baselines/fql"

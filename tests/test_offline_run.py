@@ -25,7 +25,6 @@ from toy_runs import (
     command,
     config_of,
     events_of,
-    flags,
     process,
     result_of,
     resume,
@@ -34,6 +33,7 @@ from toy_runs import (
     train,
 )
 
+from benchmark.scripts import flags
 from offline_run import files, launch, log
 
 

@@ -26,7 +26,6 @@ from toy_runs import (
     checkpoint_of,
     command,
     config_of,
-    flags,
     process,
     result_of,
     resume,
@@ -37,6 +36,7 @@ from toy_runs import (
 )
 
 import offline_run
+from benchmark.scripts import flags
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Every script as its user meets it: a whole run and what it leaves, resumption, evaluation of the saved policy, tasks
 and seeds side by side, a copy of the file alone, and arguments that cannot work. test_offline_run.py tests the run."""
 
-import csv
 import hashlib
 import itertools
 import json
@@ -24,10 +23,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SCRIPTS, A, S, assert_seeds_are_independent, load_script, make_agent, random_data
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toy_runs import assert_same_runs, checkpoint_of, events_of, rows_of
 
 import d4rl_gymnasium as d4rl
 import offline_run
+from benchmark.scripts import flags
 from offline_run import load_state
 
 TAG = r"(?:charts|losses|aspc|td3bc|cql)/[A-Za-z_]+"
@@ -106,16 +106,6 @@ def after_steps(monkeypatch, script: str, steps: int, act) -> None:
     monkeypatch.setattr(agent_class, "advance", advance)
 
 
-def flags(arguments: dict) -> list[str]:
-    """Args as they stand on a command line."""
-    line = []
-    for name, value in arguments.items():
-        name = name.replace("_", "-")
-        values = value if isinstance(value, tuple) else [value]
-        line += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", *map(str, values)]
-    return line
-
-
 def command(monkeypatch, script: str, *arguments: str):
     """Run the script's command line in this process; what it hands to sys.exit (None if it ends by itself)."""
     path = str(ROOT / f"{script}.py")
@@ -124,40 +114,6 @@ def command(monkeypatch, script: str, *arguments: str):
         runpy.run_path(path, run_name="__main__")
     except SystemExit as stop:
         return stop.code
-
-
-def checkpoint_of(run: Path) -> dict:
-    return torch.load(run / "checkpoint.pt", weights_only=True)
-
-
-def rows_of(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def events_of(run: Path) -> dict[str, list]:
-    accumulator = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-    return {tag: accumulator.Scalars(tag) for tag in accumulator.Tags()["scalars"]}
-
-
-def assert_same_runs(ours: list[Path], theirs: list[Path]) -> None:
-    """Bit for bit, but for the clock."""
-    a, b = checkpoint_of(ours[0]), checkpoint_of(theirs[0])
-    assert a["step"] == b["step"] and a["tensors"].keys() == b["tensors"].keys()
-    different = [name for name, tensor in a["tensors"].items() if not torch.equal(tensor, b["tensors"][name])]
-    assert not different
-    assert all(torch.equal(x, y) for x, y in zip(a["generators"], b["generators"], strict=True))
-    for x, y in zip(ours, theirs, strict=True):
-        timeless = [
-            [{k: v for k, v in row.items() if k not in ("seconds", "charts/SPS")} for row in rows_of(run)]
-            for run in (x, y)
-        ]
-        assert timeless[0] == timeless[1]
-        actors = [torch.load(run / "actor.pt", weights_only=True) for run in (x, y)]
-        assert all(torch.equal(tensor, actors[1][name]) for name, tensor in actors[0].items())
-        results = [json.loads((run / "result.json").read_text()) for run in (x, y)]
-        assert results[0]["final_returns"] == results[1]["final_returns"]
-        assert results[0]["steps"] == results[1]["steps"]
 
 
 @pytest.fixture(scope="module", params=WHOLE)

@@ -1,4 +1,4 @@
-"""Runs of the toy script, and how the tests of offline_run look at them."""
+"""Runs of the toy script, and how tests look at what a run leaves."""
 
 import csv
 import itertools
@@ -36,15 +36,6 @@ def train(runs: Path, **arguments) -> list[Path]:
 
 def resume(run: Path, **arguments) -> None:
     toy.main(toy.Args(resume=str(run), **arguments))
-
-
-def flags(arguments: dict) -> list[str]:
-    """Arguments as they stand on a command line."""
-    line = []
-    for name, value in arguments.items():
-        name = name.replace("_", "-")
-        line += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
-    return line
 
 
 def command(monkeypatch, *arguments: str):
