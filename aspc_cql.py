@@ -21,7 +21,6 @@ Method, metrics and what the paper leaves open: docs/aspc_cql.md.
 
 import math
 import sys
-from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +40,7 @@ TAU = 0.005  # Polyak rate of the target critics
 M = 10  # actions drawn of each kind for the penalty: uniform, of the policy at s', of the policy at s
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 LEARNING_RATE = 3e-4  # of the critics
+Metrics = dict[str, Tensor]  # tag -> a number of one learner, or (K,) of all
 
 
 @dataclass
@@ -178,7 +178,7 @@ class Function:
     def __call__(self, theta: Tensor, *inputs: Tensor) -> Tensor:
         parts = theta.split([shape.numel() for shape in self.shapes.values()])
         named = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
-        return functional_call(self.module, named, inputs)
+        return functional_call(self.module, named, inputs, tie_weights=False)  # none are tied, and looking is slow
 
 
 class Adam:
@@ -234,8 +234,6 @@ class ReplayBuffer:
 
 # --- The agent: losses of one learner, updates of all -----------------------------------------------------------------
 
-Metrics = dict[str, Tensor]  # by tag
-
 
 class Agent:
     """K learners, tasks x seeds, side by side: a network of theirs is a matrix (K, n), its rows independent."""
@@ -247,13 +245,13 @@ class Agent:
         self.args, self.device, dtype = args, torch.device(device), torch.get_default_dtype()
         self.period_steps = args.alpha_interval
         self.buffer = ReplayBuffer(data, args.num_seeds, self.period_steps, args.batch_size, device)
-        low, high = torch.as_tensor(low, dtype=dtype), torch.as_tensor(high, dtype=dtype)
+        self.low, self.high = (torch.as_tensor(bound, dtype=dtype, device=device) for bound in (low, high))
         state_dim, action_dim = self.buffer.widths[:2]
         seeds = [args.seed + k for k in range(args.num_seeds)] * len(data)
         theta, phi = [], []
         for seed in seeds:
             torch.manual_seed(seed)
-            actor = Actor(state_dim, low, high)
+            actor = Actor(state_dim, self.low, self.high)
             twins = [Critic(state_dim, action_dim, args.critic_layers) for _ in range(2)]
             theta.append(parameters_to_vector(actor.parameters()))
             phi.append(torch.stack([parameters_to_vector(critic.parameters()) for critic in twins]))
@@ -261,7 +259,6 @@ class Agent:
         self.target_phi = self.phi.clone()  # (K, 2, m)
         self.actor_adam, self.critic_adam = Adam(self.theta), Adam(self.phi)
         self.pi, self.q = Function(actor.to(device)), Function(twins[0].to(device))
-        self.low, self.high = low.to(device), high.to(device)
 
         # η = exp(log η) weighs the policy's entropy (SAC's α); Adam moves log η
         self.log_eta = torch.zeros(len(seeds), dtype=dtype, device=device)
@@ -289,6 +286,15 @@ class Agent:
         if len(self.theta) > 1:
             return vmap(function)
         return lambda *inputs: tree_map(lambda x: x[None], function(*tree_map(lambda x: x[0], inputs)))  # quicker
+
+    def gradient(self, loss, theta: Tensor, *inputs) -> tuple:
+        """Of a loss of one learner, for all K: its gradient in theta, (K, n), and what it gives beside (metrics)."""
+        if torch.compiler.is_compiling():  # it follows torch.func alone, which is slower where nothing is compiled
+            return self.all(grad(loss, has_aux=True))(theta, *inputs)
+        theta = theta.detach().requires_grad_()
+        losses, metrics = self.all(loss)(theta, *inputs)
+        (g,) = torch.autograd.grad(losses.sum(), theta)  # the rows of theta are independent
+        return g, tree_map(Tensor.detach, metrics)
 
     # --- Losses of one learner ---
 
@@ -403,10 +409,10 @@ class Agent:
         """One gradient step, from batches (K, B, ...). As in CORL's code all gradients are taken before any update."""
         alpha = F.softplus(self.rho)
         inputs = self.theta, self.phi, self.log_eta, s, noise[:, -1]
-        actor_g, metrics = self.all(grad(self.actor_loss, has_aux=True))(*inputs)
+        actor_g, metrics = self.gradient(self.actor_loss, *inputs)
         y = self.all(self.target)(self.theta, self.target_phi, next_s, r, d, noise[:, 2 * M : -1])
         actions, log_u = self.all(self.proposals)(self.theta, s, a, next_s, noise[:, : 2 * M], uniform)
-        critic_g, more = self.all(grad(self.inner_loss, has_aux=True))(self.phi, alpha, s, y, actions, log_u)
+        critic_g, more = self.gradient(self.inner_loss, self.phi, alpha, s, y, actions, log_u)
         if move_alpha:
             more |= self.update_alpha(critic_g, alpha, s, actions, log_u)
         self.eta_adam.step(self.log_eta, metrics["cql/entropy"] - self.target_entropy, self.args.policy_lr)
@@ -436,8 +442,8 @@ class Agent:
     def policy(self, k: int) -> Policy:
         """The k-th learner's, on the CPU and detached from training."""
         policy = Policy(self.buffer.mean[k], self.buffer.std[k], self.low.cpu(), self.high.cpu())
-        vector_to_parameters(self.theta[k].cpu(), policy.actor.parameters())
-        return deepcopy(policy)  # its parameters are views of one vector, which a file would hold whole
+        vector_to_parameters(self.theta[k].cpu().clone(), policy.actor.parameters())  # views of a vector of its own
+        return policy
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""
@@ -458,9 +464,8 @@ def main(args: Args) -> None:
     if args.eval:
         return evaluate_saved(args, __file__, load_policy, d4rl.percent_score)
     run = Run(args, __file__)  # a new run, or with --resume one that stopped
-    args = run.args
-    tasks = d4rl.load_tasks(args.env_id, args.dataset_path, args.stand_in)
-    agent = Agent(args, tasks.transitions, tasks.low, tasks.high, run.device)
+    tasks = d4rl.load_tasks(run.args.env_id, run.args.dataset_path, run.args.stand_in)
+    agent = Agent(run.args, tasks.transitions, tasks.low, tasks.high, run.device)
     run.start(agent, tasks, d4rl.percent_score)
     while run.goes_on():
         agent.advance()  # one period of gradient steps

@@ -22,7 +22,6 @@ Method, metrics and differences from the text: docs/aspc_diffusionql.md.
 import math
 import sys
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,7 +29,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, grad_and_value, jvp, vmap
+from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils._pytree import tree_map
 
@@ -49,6 +48,7 @@ LEARNING_RATE = 3e-4
 T = 5
 BETAS = [1 - math.exp(-0.1 / T - 0.5 * (10 - 0.1) * (2 * t + 1) / T**2) for t in range(T)]
 ALPHA_BARS = [math.prod(1 - beta for beta in BETAS[: t + 1]) for t in range(T)]
+Metrics = dict[str, Tensor]  # tag -> a number of one learner, or (K,) of all
 
 
 @dataclass
@@ -182,7 +182,7 @@ class Function:
     def __call__(self, theta: Tensor, *inputs: Tensor) -> Tensor:
         parts = theta.split([shape.numel() for shape in self.shapes.values()])
         named = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
-        return functional_call(self.module, named, inputs)
+        return functional_call(self.module, named, inputs, tie_weights=False)  # none are tied, and looking is slow
 
 
 class Adam:
@@ -235,8 +235,6 @@ class ReplayBuffer:
 
 # --- The agent: losses of one learner, updates of all -----------------------------------------------------------------
 
-Metrics = dict[str, Tensor]  # by tag
-
 
 class Noise(NamedTuple):
     """The random numbers of one learner's gradient step: normal, but for t of 0 to T − 1 and i of 0 or 1."""
@@ -258,13 +256,13 @@ class Agent:
         self.args, self.device, dtype = args, torch.device(device), torch.get_default_dtype()
         self.period_steps = args.alpha_interval
         self.buffer = ReplayBuffer(data, args.num_seeds, self.period_steps, args.batch_size, device)
-        low, high = torch.as_tensor(low, dtype=dtype), torch.as_tensor(high, dtype=dtype)
+        self.low, self.high = (torch.as_tensor(bound, dtype=dtype, device=device) for bound in (low, high))
         state_dim, action_dim = self.buffer.widths[:2]
         seeds = [args.seed + k for k in range(args.num_seeds)] * len(data)
         theta, phi = [], []
         for seed in seeds:
             torch.manual_seed(seed)
-            actor = Actor(state_dim, low, high)
+            actor = Actor(state_dim, self.low, self.high)
             twins = [Critic(state_dim, action_dim) for _ in range(2)]
             theta.append(parameters_to_vector(actor.parameters()))
             phi.append(torch.stack([parameters_to_vector(critic.parameters()) for critic in twins]))
@@ -272,7 +270,6 @@ class Agent:
         self.target_theta, self.target_phi = self.theta.clone(), self.phi.clone()  # (K, n) and (K, 2, m)
         self.actor_adam, self.critic_adam = Adam(self.theta), Adam(self.phi)
         self.denoise, self.q = Function(actor.to(device)), Function(twins[0].to(device))
-        self.low, self.high = low, high
         self.alpha_bars = torch.tensor(ALPHA_BARS, dtype=dtype, device=device)
 
         rho = args.alpha_init + math.log(-math.expm1(-args.alpha_init))  # α = softplus(ρ) stays positive; Adam moves ρ
@@ -297,6 +294,15 @@ class Agent:
             return vmap(function)
         return lambda *inputs: tree_map(lambda x: x[None], function(*tree_map(lambda x: x[0], inputs)))  # quicker
 
+    def gradient(self, loss, theta: Tensor, *inputs) -> tuple:
+        """Of a loss of one learner, for all K: its gradient in theta, (K, n), and what it gives beside (metrics)."""
+        if torch.compiler.is_compiling():  # it follows torch.func alone, which is slower where nothing is compiled
+            return self.all(grad(loss, has_aux=True))(theta, *inputs)
+        theta = theta.detach().requires_grad_()
+        losses, metrics = self.all(loss)(theta, *inputs)
+        (g,) = torch.autograd.grad(losses.sum(), theta)  # the rows of theta are independent
+        return g, tree_map(Tensor.detach, metrics)
+
     # --- Losses of one learner ---
 
     def twins(self, phi: Tensor, s: Tensor, a: Tensor) -> Tensor:
@@ -316,9 +322,10 @@ class Agent:
         next_a = self.pi(theta, next_s, noise.next_chains)
         return r + DISCOUNT * (1 - d) * self.twins(phi, next_s, next_a).amax(-1).amin(0)
 
-    def critic_loss(self, phi: Tensor, s: Tensor, a: Tensor, y: Tensor) -> Tensor:
+    def critic_loss(self, phi: Tensor, s: Tensor, a: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
         """Sum over the twins of mean (Q_j(s, a) − y)²."""
-        return (self.twins(phi, s, a) - y).square().mean(1).sum()
+        loss = (self.twins(phi, s, a) - y).square().mean(1).sum()
+        return loss, {"losses/critic": loss}
 
     def q_term(self, theta: Tensor, phi: Tensor, s: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """mean Q_i(s, π(s)), and mean |Q_j(s, π(s))| without gradient: j is the other critic."""
@@ -386,9 +393,7 @@ class Agent:
         """
         g_slope = factor[:, None] * self.all(grad(self.inner_slope))(self.theta, self.phi, s, noise)  # ∂g/∂α
         new_theta, slope = jvp(self.inner_step, (g,), (g_slope,))  # θ̃, ∂θ̃/∂α
-        outer_g, metrics = self.all(grad(self.outer_loss, has_aux=True))(
-            new_theta, self.phi, alpha, self.ema, s, a, noise
-        )
+        outer_g, metrics = self.gradient(self.outer_loss, new_theta, self.phi, alpha, self.ema, s, a, noise)
         rho_g = (outer_g * slope).sum(1) * self.rho.sigmoid()  # the derivative of softplus
         decay = 0.01 ** (self.rho_adam.t / max(1, self.args.total_steps // self.period_steps))
         self.rho_adam.step(self.rho, rho_g, self.args.alpha_lr * self.args.alpha_interval / 10 * decay)
@@ -405,12 +410,12 @@ class Agent:
     def update(self, s, a, next_s, r, d, noise, move_alpha: bool = False) -> Metrics:
         """One gradient step, from batches (K, B, ...): critics, policy and targets."""
         y = self.all(self.target)(self.target_theta, self.target_phi, next_s, r, d, noise)
-        g, loss = self.all(grad_and_value(self.critic_loss))(self.phi, s, a, y)
+        g, critic_metrics = self.gradient(self.critic_loss, self.phi, s, a, y)
         self.critic_adam.step(self.phi, self.all(self.clip)(g)[0])
         alpha = F.softplus(self.rho)
-        g, metrics = self.all(grad(self.inner_loss, has_aux=True))(self.theta, self.phi, alpha, s, a, noise)
+        g, metrics = self.gradient(self.inner_loss, self.theta, self.phi, alpha, s, a, noise)
         g, factor = self.all(self.clip)(g)
-        metrics = {"losses/critic": loss} | metrics | {"losses/actor_clip": factor}
+        metrics = critic_metrics | metrics | {"losses/actor_clip": factor}
         if move_alpha:
             metrics |= self.update_alpha(g, factor, alpha, s, a, noise)
         self.actor_adam.step(self.theta, g)
@@ -439,10 +444,10 @@ class Agent:
 
     def policy(self, k: int) -> Policy:
         """The k-th learner's, on the CPU and detached from training."""
-        policy = Policy(self.buffer.widths[0], self.low, self.high)
-        vector_to_parameters(self.theta[k].cpu(), policy.actor.parameters())
-        vector_to_parameters(self.target_phi[k].flatten().cpu(), policy.critics.parameters())
-        return deepcopy(policy)  # its parameters are views of one vector, which a file would hold whole
+        policy = Policy(self.buffer.widths[0], self.low.cpu(), self.high.cpu())
+        vector_to_parameters(self.theta[k].cpu().clone(), policy.actor.parameters())  # views of a vector of its own
+        vector_to_parameters(self.target_phi[k].flatten().cpu().clone(), policy.critics.parameters())
+        return policy
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""
@@ -462,9 +467,8 @@ def main(args: Args) -> None:
     if args.eval:
         return evaluate_saved(args, __file__, load_policy, d4rl.percent_score)
     run = Run(args, __file__)  # a new run, or with --resume one that stopped
-    args = run.args
-    tasks = d4rl.load_tasks(args.env_id, args.dataset_path, args.stand_in)
-    agent = Agent(args, tasks.transitions, tasks.low, tasks.high, run.device)
+    tasks = d4rl.load_tasks(run.args.env_id, run.args.dataset_path, run.args.stand_in)
+    agent = Agent(run.args, tasks.transitions, tasks.low, tasks.high, run.device)
     run.start(agent, tasks, d4rl.percent_score)
     while run.goes_on():
         agent.advance()  # one period of gradient steps

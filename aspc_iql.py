@@ -21,14 +21,13 @@ Method, metrics and what the paper leaves open: docs/aspc_iql.md.
 
 import math
 import sys
-from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, grad_and_value, jvp, vmap
+from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils._pytree import tree_map
 
@@ -41,6 +40,7 @@ TAU = 0.005  # Polyak rate of the target critics
 WEIGHT_MAX = 100.0  # of an action in the policy's loss
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 LEARNING_RATE = 3e-4  # the policy's falls to 0 along a cosine
+Metrics = dict[str, Tensor]  # tag -> a number of one learner, or (K,) of all
 
 
 @dataclass
@@ -166,7 +166,7 @@ class Function:
     def __call__(self, theta: Tensor, *inputs: Tensor) -> Tensor:
         parts = theta.split([shape.numel() for shape in self.shapes.values()])
         named = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
-        return functional_call(self.module, named, inputs)
+        return functional_call(self.module, named, inputs, tie_weights=False)  # none are tied, and looking is slow
 
 
 class Adam:
@@ -222,8 +222,6 @@ class ReplayBuffer:
 
 # --- The agent: losses of one learner, updates of all -----------------------------------------------------------------
 
-Metrics = dict[str, Tensor]  # by tag
-
 
 class Agent:
     """K learners, tasks x seeds, side by side: a network of theirs is a matrix (K, n), its rows independent."""
@@ -235,13 +233,13 @@ class Agent:
         self.args, self.device, dtype = args, torch.device(device), torch.get_default_dtype()
         self.period_steps = args.alpha_interval
         self.buffer = ReplayBuffer(data, args.num_seeds, self.period_steps, args.batch_size, device)
-        low, high = torch.as_tensor(low, dtype=dtype), torch.as_tensor(high, dtype=dtype)
+        self.low, self.high = (torch.as_tensor(bound, dtype=dtype, device=device) for bound in (low, high))
         state_dim, action_dim = self.buffer.widths[:2]
         seeds = [args.seed + k for k in range(args.num_seeds)] * len(data)
         theta, phi, psi = [], [], []  # of the policies, the critics and V
         for seed in seeds:
             torch.manual_seed(seed)
-            actor = Actor(state_dim, low, high)
+            actor = Actor(state_dim, self.low, self.high)
             twins = [Critic(state_dim, action_dim) for _ in range(2)]
             value = Value(state_dim)
             theta.append(parameters_to_vector(actor.parameters()))
@@ -251,7 +249,6 @@ class Agent:
         self.psi, self.target_phi = torch.stack(psi).detach().to(device), self.phi.clone()  # (K, l) and (K, 2, m)
         self.actor_adam, self.critic_adam, self.value_adam = Adam(self.theta), Adam(self.phi), Adam(self.psi)
         self.pi, self.q, self.v = (Function(net.to(device)) for net in (actor, twins[0], value))
-        self.low, self.high = low.to(device), high.to(device)
 
         rho = args.alpha_init + math.log(-math.expm1(-args.alpha_init))  # α = softplus(ρ) stays positive; Adam moves ρ
         self.rho = torch.full((len(seeds),), rho, dtype=dtype, device=device)
@@ -269,6 +266,15 @@ class Agent:
         if len(self.theta) > 1:
             return vmap(function)
         return lambda *inputs: tree_map(lambda x: x[None], function(*tree_map(lambda x: x[0], inputs)))  # quicker
+
+    def gradient(self, loss, theta: Tensor, *inputs) -> tuple:
+        """Of a loss of one learner, for all K: its gradient in theta, (K, n), and what it gives beside (metrics)."""
+        if torch.compiler.is_compiling():  # it follows torch.func alone, which is slower where nothing is compiled
+            return self.all(grad(loss, has_aux=True))(theta, *inputs)
+        theta = theta.detach().requires_grad_()
+        losses, metrics = self.all(loss)(theta, *inputs)
+        (g,) = torch.autograd.grad(losses.sum(), theta)  # the rows of theta are independent
+        return g, tree_map(Tensor.detach, metrics)
 
     # --- Losses of one learner ---
 
@@ -290,9 +296,10 @@ class Agent:
         """y = r + γ (1 − d) V(s')."""
         return r + DISCOUNT * (1 - d) * self.v(psi, next_s)
 
-    def critic_loss(self, phi: Tensor, s: Tensor, a: Tensor, y: Tensor) -> Tensor:
+    def critic_loss(self, phi: Tensor, s: Tensor, a: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
         """Mean over the twins of mean (Q_j(s, a) − y)²."""
-        return (self.twins(phi, s, a) - y).square().mean()
+        loss = (self.twins(phi, s, a) - y).square().mean()
+        return loss, {"losses/critic": loss}
 
     def imitation_loss(self, theta: Tensor, s: Tensor, a: Tensor, noise: Tensor) -> Tensor:
         """−log π(a|s), or ‖π(s) − a‖² of a deterministic policy: (B,)."""
@@ -302,9 +309,12 @@ class Agent:
             return (pi - a).square().sum(-1)
         return (((a - pi) / std).square() / 2 + std.log() + math.log(2 * math.pi) / 2).sum(-1)
 
-    def actor_loss(self, theta: Tensor, weight: Tensor, s: Tensor, a: Tensor, noise: Tensor) -> Tensor:
+    def actor_loss(
+        self, theta: Tensor, weight: Tensor, s: Tensor, a: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Metrics]:
         """Mean w (−log π(a|s)), w being the weights (B,) of actions."""
-        return (weight * self.imitation_loss(theta, s, a, noise)).mean()
+        loss = (weight * self.imitation_loss(theta, s, a, noise)).mean()
+        return loss, {"losses/actor": loss, "losses/weight": weight.mean()}
 
     # --- ASPC: the learnable scale ---
 
@@ -336,9 +346,9 @@ class Agent:
     def update_alpha(self, g, alpha, advantage, weight, s, a, noise, actor_rate) -> Metrics:
         """One step on ρ along ∂L_outer/∂θ̃ · ∂θ̃/∂α · ∂α/∂ρ (eq. 10), before θ takes the step along g that it judges."""
         weight_slope = torch.where(weight < WEIGHT_MAX, advantage * weight, 0.0)  # ∂w/∂α
-        g_slope = self.all(grad(self.actor_loss))(self.theta, weight_slope, s, a, noise)  # ∂g/∂α, for g is linear in w
+        g_slope, _ = self.gradient(self.actor_loss, self.theta, weight_slope, s, a, noise)  # ∂g/∂α: g is linear in w
         new_theta, slope = jvp(lambda g: self.inner_step(g, actor_rate), (g,), (g_slope,))  # θ̃, ∂θ̃/∂α
-        outer_g, metrics = self.all(grad(self.outer_loss, has_aux=True))(new_theta, self.phi, alpha, self.ema, s, a)
+        outer_g, metrics = self.gradient(self.outer_loss, new_theta, self.phi, alpha, self.ema, s, a)
         rho_g = (outer_g * slope).sum(1) * self.rho.sigmoid()  # the derivative of softplus
         decay = 0.01 ** (self.rho_adam.t / max(1, self.args.total_steps // self.period_steps))
         self.rho_adam.step(self.rho, rho_g, self.args.alpha_lr * self.args.alpha_interval / 10 * decay)
@@ -357,16 +367,16 @@ class Agent:
 
     def update(self, s, a, next_s, r, d, noise, actor_rate, move_alpha: bool = False) -> Metrics:
         """One gradient step, from batches (K, B, ...). As in CORL's code A and y are those of V and Q' before it."""
-        value_g, (advantage, metrics) = self.all(grad(self.value_loss, has_aux=True))(self.psi, self.target_phi, s, a)
+        value_g, (advantage, metrics) = self.gradient(self.value_loss, self.psi, self.target_phi, s, a)
         y = self.all(self.target)(self.psi, next_s, r, d)
-        critic_g, critic_loss = self.all(grad_and_value(self.critic_loss))(self.phi, s, a, y)
+        critic_g, critic_metrics = self.gradient(self.critic_loss, self.phi, s, a, y)
         self.value_adam.step(self.psi, value_g)
         self.critic_adam.step(self.phi, critic_g)
         self.target_phi.lerp_(self.phi, TAU)
         alpha = F.softplus(self.rho)
         weight = (alpha[:, None] * advantage).exp().clamp(max=WEIGHT_MAX)  # w: (K, B)
-        g, actor_loss = self.all(grad_and_value(self.actor_loss))(self.theta, weight, s, a, noise)
-        metrics |= {"losses/critic": critic_loss, "losses/actor": actor_loss, "losses/weight": weight.mean(1)}
+        g, actor_metrics = self.gradient(self.actor_loss, self.theta, weight, s, a, noise)
+        metrics |= critic_metrics | actor_metrics
         if move_alpha:
             metrics |= self.update_alpha(g, alpha, advantage, weight, s, a, noise, actor_rate)
         self.actor_adam.step(self.theta, g, actor_rate)
@@ -392,8 +402,8 @@ class Agent:
     def policy(self, k: int) -> Policy:
         """The k-th learner's, on the CPU and detached from training."""
         policy = Policy(self.buffer.mean[k], self.buffer.std[k], self.low.cpu(), self.high.cpu())
-        vector_to_parameters(self.theta[k].cpu(), policy.actor.parameters())
-        return deepcopy(policy)  # its parameters are views of one vector, which a file would hold whole
+        vector_to_parameters(self.theta[k].cpu().clone(), policy.actor.parameters())  # views of a vector of its own
+        return policy
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""
@@ -414,9 +424,8 @@ def main(args: Args) -> None:
     if args.eval:
         return evaluate_saved(args, __file__, load_policy, d4rl.percent_score)
     run = Run(args, __file__)  # a new run, or with --resume one that stopped
-    args = run.args
-    tasks = d4rl.load_tasks(args.env_id, args.dataset_path, args.stand_in)
-    agent = Agent(args, tasks.transitions, tasks.low, tasks.high, run.device)
+    tasks = d4rl.load_tasks(run.args.env_id, run.args.dataset_path, run.args.stand_in)
+    agent = Agent(run.args, tasks.transitions, tasks.low, tasks.high, run.device)
     run.start(agent, tasks, d4rl.percent_score)
     while run.goes_on():
         agent.advance()  # one period of gradient steps

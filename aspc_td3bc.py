@@ -19,14 +19,13 @@ Method, metrics and differences from the released code: docs/aspc_td3bc.md.
 
 import math
 import sys
-from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, grad_and_value, jvp, vmap
+from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils._pytree import tree_map
 
@@ -38,6 +37,7 @@ TAU = 0.005  # Polyak rate of the target networks
 POLICY_NOISE, NOISE_CLIP = 0.2, 0.5  # target policy smoothing, in units of the action's half range
 POLICY_FREQ = 2  # critic updates for each policy update
 LEARNING_RATE = 3e-4
+Metrics = dict[str, Tensor]  # tag -> a number of one learner, or (K,) of all
 
 
 @dataclass
@@ -146,7 +146,7 @@ class Function:
     def __call__(self, theta: Tensor, *inputs: Tensor) -> Tensor:
         parts = theta.split([shape.numel() for shape in self.shapes.values()])
         named = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
-        return functional_call(self.module, named, inputs)
+        return functional_call(self.module, named, inputs, tie_weights=False)  # none are tied, and looking is slow
 
 
 class Adam:
@@ -202,8 +202,6 @@ class ReplayBuffer:
 
 # --- The agent: losses of one learner, updates of all -----------------------------------------------------------------
 
-Metrics = dict[str, Tensor]  # by tag
-
 
 class Agent:
     """K learners, tasks x seeds, side by side: a network of theirs is a matrix (K, n), its rows independent."""
@@ -215,13 +213,13 @@ class Agent:
         self.args, self.device, dtype = args, torch.device(device), torch.get_default_dtype()
         self.period_steps = POLICY_FREQ * args.alpha_interval
         self.buffer = ReplayBuffer(data, args.num_seeds, self.period_steps, args.batch_size, device)
-        low, high = torch.as_tensor(low, dtype=dtype), torch.as_tensor(high, dtype=dtype)
+        self.low, self.high = (torch.as_tensor(bound, dtype=dtype, device=device) for bound in (low, high))
         state_dim, action_dim = self.buffer.widths[:2]
         seeds = [args.seed + k for k in range(args.num_seeds)] * len(data)
         theta, phi = [], []
         for seed in seeds:
             torch.manual_seed(seed)
-            actor = Actor(state_dim, low, high)
+            actor = Actor(state_dim, self.low, self.high)
             twins = [Critic(state_dim, action_dim, args.robust_critic) for _ in range(2)]
             theta.append(parameters_to_vector(actor.parameters()))
             phi.append(torch.stack([parameters_to_vector(critic.parameters()) for critic in twins]))
@@ -229,7 +227,6 @@ class Agent:
         self.target_theta, self.target_phi = self.theta.clone(), self.phi.clone()  # (K, n) and (K, 2, m)
         self.actor_adam, self.critic_adam = Adam(self.theta), Adam(self.phi)
         self.pi, self.q = Function(actor.to(device)), Function(twins[0].to(device))
-        self.low, self.high = low.to(device), high.to(device)
 
         rho = args.alpha_init + math.log(-math.expm1(-args.alpha_init))  # α = softplus(ρ) stays positive; Adam moves ρ
         self.rho = torch.full((len(seeds),), rho, dtype=dtype, device=device)
@@ -246,6 +243,15 @@ class Agent:
             return vmap(function)
         return lambda *inputs: tree_map(lambda x: x[None], function(*tree_map(lambda x: x[0], inputs)))  # quicker
 
+    def gradient(self, loss, theta: Tensor, *inputs) -> tuple:
+        """Of a loss of one learner, for all K: its gradient in theta, (K, n), and what it gives beside (metrics)."""
+        if torch.compiler.is_compiling():  # it follows torch.func alone, which is slower where nothing is compiled
+            return self.all(grad(loss, has_aux=True))(theta, *inputs)
+        theta = theta.detach().requires_grad_()
+        losses, metrics = self.all(loss)(theta, *inputs)
+        (g,) = torch.autograd.grad(losses.sum(), theta)  # the rows of theta are independent
+        return g, tree_map(Tensor.detach, metrics)
+
     # --- Losses of one learner ---
 
     def twins(self, phi: Tensor, s: Tensor, a: Tensor) -> Tensor:
@@ -260,9 +266,10 @@ class Agent:
         next_a = (self.pi(theta, next_s) + epsilon).clamp(self.low, self.high)
         return r + DISCOUNT * (1 - d) * self.twins(phi, next_s, next_a).amin(0)
 
-    def critic_loss(self, phi: Tensor, s: Tensor, a: Tensor, y: Tensor) -> Tensor:
+    def critic_loss(self, phi: Tensor, s: Tensor, a: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
         """Sum over the twins of mean (Q_j(s, a) − y)²."""
-        return (self.twins(phi, s, a) - y).square().mean(1).sum()
+        loss = (self.twins(phi, s, a) - y).square().mean(1).sum()
+        return loss, {"losses/critic": loss}
 
     def inner_loss(self, theta: Tensor, phi: Tensor, alpha: Tensor, s: Tensor, a: Tensor) -> tuple[Tensor, Metrics]:
         """Eq. 4: −λ mean Q_1(s, π(s)) + mean ‖π(s) − a‖²,  λ = α / mean |Q_1(s, π(s))| without gradient."""
@@ -309,9 +316,7 @@ class Agent:
         """One step on ρ along ∂L_outer/∂θ̃ · ∂θ̃/∂α · ∂α/∂ρ (eq. 10), before θ takes the step along g that it judges."""
         g_slope = self.all(grad(self.inner_slope))(self.theta, self.phi, s)  # ∂g/∂α
         new_theta, slope = jvp(self.inner_step, (g,), (g_slope,))  # θ̃, ∂θ̃/∂α
-        outer_g, metrics = self.all(grad(self.outer_loss, has_aux=True))(
-            new_theta, self.theta, self.phi, alpha, self.ema, s, a
-        )
+        outer_g, metrics = self.gradient(self.outer_loss, new_theta, self.theta, self.phi, alpha, self.ema, s, a)
         rho_g = (outer_g * slope).sum(1) * self.rho.sigmoid()  # the derivative of softplus
         decay = 0.01 ** (self.rho_adam.t / max(1, self.args.total_steps // self.period_steps))
         self.rho_adam.step(self.rho, rho_g, self.args.alpha_lr * self.args.alpha_interval / 10 * decay)
@@ -320,20 +325,15 @@ class Agent:
 
     # --- Updates of all learners ---
 
-    def critic_steps(self, s, a, next_s, r, d, noise) -> Metrics:
-        """Two steps of the critics. The targets rest meanwhile, so that one pass gives the y of both."""
-        both = [x.flatten(1, 2) for x in (next_s, r, d, noise)]  # (K, 2B, ...)
-        y = self.all(self.target)(self.target_theta, self.target_phi, *both).unflatten(1, (POLICY_FREQ, -1))
-        for i in range(POLICY_FREQ):
-            g, loss = self.all(grad_and_value(self.critic_loss))(self.phi, s[:, i], a[:, i], y[:, i])
-            self.critic_adam.step(self.phi, g)
-        return {"losses/critic": loss}
-
     def update(self, s, a, next_s, r, d, noise, move_alpha: bool = False) -> Metrics:
         """Two gradient steps, from batches (K, 2, B, ...): critics twice, policy and targets once."""
-        metrics, alpha = self.critic_steps(s, a, next_s, r, d, noise), F.softplus(self.rho)
-        s, a = s[:, 1], a[:, 1]
-        g, more = self.all(grad(self.inner_loss, has_aux=True))(self.theta, self.phi, alpha, s, a)
+        both = [x.flatten(1, 2) for x in (next_s, r, d, noise)]  # (K, 2B, ...): the targets rest, one pass gives both y
+        y = self.all(self.target)(self.target_theta, self.target_phi, *both).unflatten(1, (POLICY_FREQ, -1))
+        for i in range(POLICY_FREQ):
+            g, metrics = self.gradient(self.critic_loss, self.phi, s[:, i], a[:, i], y[:, i])
+            self.critic_adam.step(self.phi, g)
+        s, a, alpha = s[:, 1], a[:, 1], F.softplus(self.rho)
+        g, more = self.gradient(self.inner_loss, self.theta, self.phi, alpha, s, a)
         if move_alpha:
             more |= self.update_alpha(g, alpha, s, a)
         self.actor_adam.step(self.theta, g)
@@ -360,8 +360,8 @@ class Agent:
     def policy(self, k: int) -> Policy:
         """The k-th learner's, on the CPU and detached from training."""
         policy = Policy(self.buffer.mean[k], self.buffer.std[k], self.low.cpu(), self.high.cpu())
-        vector_to_parameters(self.theta[k].cpu(), policy.actor.parameters())
-        return deepcopy(policy)  # its parameters are views of one vector, which a file would hold whole
+        vector_to_parameters(self.theta[k].cpu().clone(), policy.actor.parameters())  # views of a vector of its own
+        return policy
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""
@@ -381,9 +381,8 @@ def main(args: Args) -> None:
     if args.eval:
         return evaluate_saved(args, __file__, load_policy, d4rl.percent_score)
     run = Run(args, __file__)  # a new run, or with --resume one that stopped
-    args = run.args
-    tasks = d4rl.load_tasks(args.env_id, args.dataset_path, args.stand_in)
-    agent = Agent(args, tasks.transitions, tasks.low, tasks.high, run.device)
+    tasks = d4rl.load_tasks(run.args.env_id, run.args.dataset_path, run.args.stand_in)
+    agent = Agent(run.args, tasks.transitions, tasks.low, tasks.high, run.device)
     run.start(agent, tasks, d4rl.percent_score)
     while run.goes_on():
         agent.advance()  # one period of gradient steps

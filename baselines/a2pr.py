@@ -16,18 +16,17 @@ Method, metrics and differences from the official code: docs/a2pr.md.
 """
 
 import sys
-from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, grad_and_value, vmap
+from torch.func import functional_call, grad, vmap
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils._pytree import tree_map
 
 import d4rl_gymnasium as d4rl
-from offline_run import Run, RunArgs, evaluate_saved, launch
+from offline_run import Run, RunArgs, evaluate_saved, launch, tuned
 
 # TD3's and the VAE's constants, the same on every task
 TAU = 0.005  # Polyak rate of the target networks
@@ -36,6 +35,7 @@ POLICY_FREQ = 2  # critic updates for each policy update
 LEARNING_RATE, VAE_LEARNING_RATE = 3e-4, 1e-3
 LOG_STD_MIN, LOG_STD_MAX = -4.0, 15.0  # of the VAE's latent variables
 PERIOD = 20  # gradient steps in one unit of work, a multiple of POLICY_FREQ
+Metrics = dict[str, Tensor]  # tag -> a number of one learner, or (K,) of all
 
 
 @dataclass
@@ -75,19 +75,6 @@ TUNED = {
     "hopper-medium-v2": {"alpha": 2.5, "mask": 0.4, "vae_weight": 1.0, "discount": 0.995},
     "walker2d-medium-v2": {"alpha": 2.5, "mask": 1.0, "vae_weight": 1.5, "discount": 0.99},
 }
-
-
-def tuned(args: Args) -> Args:
-    """With the official settings of its tasks, which must be the same for all."""
-    settings = {}
-    for env_id in args.env_id:
-        if env_id not in TUNED:
-            sys.exit(f"--tuned: the official code has no settings for {env_id}; set --alpha, --mask, ... yourself.")
-        before, settings = settings, TUNED[env_id]
-        if before and settings != before:
-            sys.exit(f"--tuned: {args.env_id[0]} and {env_id} want other settings; train them in runs of their own.")
-    print("Official settings:", ", ".join(f"{name} {value}" for name, value in settings.items()))
-    return replace(args, **settings)
 
 
 # --- Networks: written for one learner --------------------------------------------------------------------------------
@@ -192,7 +179,7 @@ class Function:
     def __call__(self, theta: Tensor, *inputs: Tensor) -> Tensor:
         parts = theta.split([shape.numel() for shape in self.shapes.values()])
         named = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
-        return functional_call(self.module, named, inputs)
+        return functional_call(self.module, named, inputs, tie_weights=False)  # none are tied, and looking is slow
 
 
 class Adam:
@@ -248,8 +235,6 @@ class ReplayBuffer:
 
 # --- The agent: losses of one learner, updates of all -----------------------------------------------------------------
 
-Metrics = dict[str, Tensor]  # by tag
-
 
 class Agent:
     """K learners, tasks x seeds, side by side: a network of theirs is a matrix (K, n), its rows independent."""
@@ -261,16 +246,16 @@ class Agent:
         self.args, self.device, dtype = args, torch.device(device), torch.get_default_dtype()
         self.period_steps = PERIOD
         self.buffer = ReplayBuffer(data, args.num_seeds, self.period_steps, args.batch_size, device)
-        low, high = torch.as_tensor(low, dtype=dtype), torch.as_tensor(high, dtype=dtype)
+        self.low, self.high = (torch.as_tensor(bound, dtype=dtype, device=device) for bound in (low, high))
         state_dim, action_dim = self.buffer.widths[:2]
         seeds = [args.seed + k for k in range(args.num_seeds)] * len(data)
         theta, phi, psi, omega = [], [], [], []
         layers = 4 if args.official_networks else 3
         for seed in seeds:
             torch.manual_seed(seed)
-            actor = Actor(state_dim, low, high, layers - 1)
+            actor = Actor(state_dim, self.low, self.high, layers - 1)
             twins = [Critic(state_dim, action_dim, layers) for _ in range(2)]
-            value, vae = Value(state_dim, layers), VAE(state_dim, low, high)
+            value, vae = Value(state_dim, layers), VAE(state_dim, self.low, self.high)
             theta.append(parameters_to_vector(actor.parameters()))
             phi.append(torch.stack([parameters_to_vector(critic.parameters()) for critic in twins]))
             psi.append(parameters_to_vector(value.parameters()))
@@ -282,7 +267,6 @@ class Agent:
         self.value_adam, self.vae_adam = Adam(self.psi), Adam(self.omega)
         self.pi, self.q = Function(actor.to(device)), Function(twins[0].to(device))
         self.v, self.vae = Function(value.to(device)), Function(vae.to(device))
-        self.low, self.high = low.to(device), high.to(device)
 
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         self.noises = [action_dim, 2 * action_dim, 2 * action_dim]  # of target policy, VAE's loss, VAE's offer
@@ -294,6 +278,15 @@ class Agent:
         if len(self.theta) > 1:
             return vmap(function)
         return lambda *inputs: tree_map(lambda x: x[None], function(*tree_map(lambda x: x[0], inputs)))  # quicker
+
+    def gradient(self, loss, theta: Tensor, *inputs) -> tuple:
+        """Of a loss of one learner, for all K: its gradient in theta, (K, n), and what it gives beside (metrics)."""
+        if torch.compiler.is_compiling():  # it follows torch.func alone, which is slower where nothing is compiled
+            return self.all(grad(loss, has_aux=True))(theta, *inputs)
+        theta = theta.detach().requires_grad_()
+        losses, metrics = self.all(loss)(theta, *inputs)
+        (g,) = torch.autograd.grad(losses.sum(), theta)  # the rows of theta are independent
+        return g, tree_map(Tensor.detach, metrics)
 
     # --- Losses of one learner ---
 
@@ -312,26 +305,27 @@ class Agent:
         """r + γ (1 − d) min_j Q_j(s', ã'): with the target critics TD3's y."""
         return r + self.args.discount * (1 - d) * self.twins(phi, next_s, next_a).amin(0)
 
-    def critic_loss(self, phi: Tensor, s: Tensor, a: Tensor, y: Tensor) -> Tensor:
+    def critic_loss(self, phi: Tensor, s: Tensor, a: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
         """Sum over the twins of mean (Q_j(s, a) − y)²."""
-        return (self.twins(phi, s, a) - y).square().mean(1).sum()
+        loss = (self.twins(phi, s, a) - y).square().mean(1).sum()
+        return loss, {"losses/critic": loss}
 
-    def value_loss(self, psi: Tensor, s: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def value_loss(self, psi: Tensor, s: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, Metrics]]:
         """Mean (V(s) − y)²; beside it V(s), (B,)."""
         v = self.v(psi, s)
-        return (v - y).square().mean(), v
+        loss = (v - y).square().mean()
+        return loss, (v, {"losses/value": loss})
 
     def vae_loss(
         self, omega: Tensor, advantage: Tensor, s: Tensor, a: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """w mean 1{A(s, a) > 0} ‖â − a‖² + KL(z's distribution | N(0, 1)) / 2, the mean over z's dimensions too;
-        beside it its first term.
-        """
+    ) -> tuple[Tensor, Metrics]:
+        """w mean 1{A(s, a) > 0} ‖â − a‖² + KL(z's distribution | N(0, 1)) / 2, the mean over z's dimensions too."""
         decoded, mean, log_std = self.vae(omega, s, a, noise)
         better = (advantage > 0).to(a)
         reconstruction = self.args.vae_weight * (better[:, None] * (decoded - a).square()).mean()
         kl = (mean.square() + (2 * log_std).exp() - 2 * log_std - 1).mean() / 2
-        return reconstruction + kl / 2, reconstruction
+        loss = reconstruction + kl / 2
+        return loss, {"losses/vae": loss, "losses/reconstruction": reconstruction}
 
     def actor_loss(
         self, theta: Tensor, phi: Tensor, omega: Tensor, v: Tensor, advantage: Tensor, s: Tensor, a: Tensor,
@@ -357,46 +351,32 @@ class Agent:
 
     # --- Updates of all learners ---
 
-    def critic_steps(self, s, a, next_s, r, d, noise, vae_noise) -> tuple[Metrics, Tensor, Tensor]:
-        """Two steps of critics, V and VAE. The targets rest meanwhile, so that one pass gives ã' and y of both.
-
-        Beside the metrics V(s) and A(s, a), (K, B), of the second batch: by the critics after their step, V before its.
-        """
-        next_a = self.all(self.next_action)(self.target_theta, next_s.flatten(1, 2), noise.flatten(1, 2))
-        both = next_s.flatten(1, 2), next_a, r.flatten(1, 2), d.flatten(1, 2)  # (K, 2B, ...)
-        y = self.all(self.target)(self.target_phi, *both).unflatten(1, (POLICY_FREQ, -1))
-        next_a = next_a.unflatten(1, (POLICY_FREQ, -1))
-        for i in range(POLICY_FREQ):
-            g, loss = self.all(grad_and_value(self.critic_loss))(self.phi, s[:, i], a[:, i], y[:, i])
-            self.critic_adam.step(self.phi, g)
-            online_y = self.all(self.target)(self.phi, next_s[:, i], next_a[:, i], r[:, i], d[:, i])
-            g, (value_loss, v) = self.all(grad_and_value(self.value_loss, has_aux=True))(
-                self.psi, s[:, i], torch.minimum(y[:, i], online_y)
-            )
-            self.value_adam.step(self.psi, g)
-            advantage = self.all(self.q)(self.phi[:, 0], s[:, i], a[:, i]) - v
-            g, (vae_loss, reconstruction) = self.all(grad_and_value(self.vae_loss, has_aux=True))(
-                self.omega, advantage, s[:, i], a[:, i], vae_noise[:, i]
-            )
-            self.vae_adam.step(self.omega, g, VAE_LEARNING_RATE)
-        metrics = {
-            "losses/critic": loss, "losses/value": value_loss, "losses/vae": vae_loss,
-            "losses/reconstruction": reconstruction,
-        }  # fmt: skip
-        return metrics, v, advantage
-
     def update(self, s, a, next_s, r, d, noise) -> Metrics:
         """Two gradient steps, from batches (K, 2, B, ...): critics, V and VAE twice, policy and targets once."""
         noise, vae_noise, offer_noise = noise.split(self.noises, -1)
-        metrics, v, advantage = self.critic_steps(s, a, next_s, r, d, noise, vae_noise)
+        # The targets rest, so that one pass gives ã' and y of both: (K, 2B, ...)
+        next_a = self.all(self.next_action)(self.target_theta, next_s.flatten(1, 2), noise.flatten(1, 2))
+        both = next_s.flatten(1, 2), next_a, r.flatten(1, 2), d.flatten(1, 2)
+        y = self.all(self.target)(self.target_phi, *both).unflatten(1, (POLICY_FREQ, -1))
+        next_a = next_a.unflatten(1, (POLICY_FREQ, -1))
+        for i in range(POLICY_FREQ):
+            g, metrics = self.gradient(self.critic_loss, self.phi, s[:, i], a[:, i], y[:, i])
+            self.critic_adam.step(self.phi, g)
+            online_y = self.all(self.target)(self.phi, next_s[:, i], next_a[:, i], r[:, i], d[:, i])
+            least_y = torch.minimum(y[:, i], online_y)
+            g, (v, value_metrics) = self.gradient(self.value_loss, self.psi, s[:, i], least_y)
+            self.value_adam.step(self.psi, g)
+            advantage = self.all(self.q)(self.phi[:, 0], s[:, i], a[:, i]) - v  # critics after their step, V before its
+            g, vae_metrics = self.gradient(self.vae_loss, self.omega, advantage, s[:, i], a[:, i], vae_noise[:, i])
+            self.vae_adam.step(self.omega, g, VAE_LEARNING_RATE)
         s, a = s[:, 1], a[:, 1]
-        g, more = self.all(grad(self.actor_loss, has_aux=True))(
-            self.theta, self.phi, self.omega, v, advantage, s, a, offer_noise[:, 1]
+        g, more = self.gradient(
+            self.actor_loss, self.theta, self.phi, self.omega, v, advantage, s, a, offer_noise[:, 1]
         )
         self.actor_adam.step(self.theta, g)
         self.target_theta.lerp_(self.theta, TAU)
         self.target_phi.lerp_(self.phi, TAU)
-        return metrics | more
+        return metrics | value_metrics | vae_metrics | more
 
     def period(self) -> None:
         """The schedule's shortest repeat, from static inputs and on the device alone: what a CUDA graph records."""
@@ -416,8 +396,8 @@ class Agent:
         """The k-th learner's, on the CPU and detached from training."""
         low, high, layers = self.low.cpu(), self.high.cpu(), len(self.pi.shapes) // 2 - 1
         policy = Policy(self.buffer.mean[k], self.buffer.std[k], low, high, layers)
-        vector_to_parameters(self.theta[k].cpu(), policy.actor.parameters())
-        return deepcopy(policy)  # its parameters are views of one vector, which a file would hold whole
+        vector_to_parameters(self.theta[k].cpu().clone(), policy.actor.parameters())  # views of a vector of its own
+        return policy
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""
@@ -440,12 +420,9 @@ class Agent:
 def main(args: Args) -> None:
     if args.eval:
         return evaluate_saved(args, __file__, load_policy, d4rl.percent_score)
-    if args.tuned and not args.resume:
-        args = tuned(args)
-    run = Run(args, __file__)  # a new run, or with --resume one that stopped
-    args = run.args
-    tasks = d4rl.load_tasks(args.env_id, args.dataset_path, args.stand_in)
-    agent = Agent(args, tasks.transitions, tasks.low, tasks.high, run.device)
+    run = Run(tuned(args, TUNED), __file__)  # a new run, or with --resume one that stopped
+    tasks = d4rl.load_tasks(run.args.env_id, run.args.dataset_path, run.args.stand_in)
+    agent = Agent(run.args, tasks.transitions, tasks.low, tasks.high, run.device)
     run.start(agent, tasks, d4rl.percent_score)
     while run.goes_on():
         agent.advance()  # one period of gradient steps

@@ -16,8 +16,7 @@ Method, metrics and differences from CORL's code: docs/cql.md.
 
 import math
 import sys
-from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -29,7 +28,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils._pytree import tree_map
 
 import d4rl_gymnasium as d4rl
-from offline_run import Run, RunArgs, evaluate_saved, launch
+from offline_run import Run, RunArgs, evaluate_saved, launch, tuned
 
 # CQL's constants, the same on every task
 DISCOUNT = 0.99
@@ -38,6 +37,7 @@ M = 10  # actions drawn of each kind for the penalty: uniform, of the policy at 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 LEARNING_RATE = 3e-4  # of the critics
 PERIOD = 10  # gradient steps in one unit of work
+Metrics = dict[str, Tensor]  # tag -> a number of one learner, or (K,) of all
 
 
 @dataclass
@@ -101,18 +101,7 @@ TUNED = {  # what differs from CORL's defaults
     **{task: ANTMAZE for task in d4rl.TASKS if task.startswith("antmaze")},
     **{task: {"alpha": 1.0, "policy_lr": 1e-4} for task in d4rl.TASKS if task.startswith(HANDS)},
 }
-
-
-def tuned(args: Args) -> Args:
-    """The arguments with CORL's settings for the tasks, which must be the same for all of them."""
-    for env_id in args.env_id:
-        if env_id not in TUNED:
-            sys.exit(f"--tuned: CORL has no settings for {env_id}; set --alpha, --policy-lr, ... yourself.")
-        if TUNED[env_id] != TUNED[args.env_id[0]]:
-            sys.exit(f"--tuned: {args.env_id[0]} and {env_id} want other settings; train them in runs of their own.")
-        args = replace(args, **CORL | TUNED[env_id])
-    print("CORL's settings:", ", ".join(f"{name} {getattr(args, name)}" for name in CORL))
-    return args
+TUNED = {task: CORL | settings for task, settings in TUNED.items()}
 
 
 def changed_rewards(rewards: np.ndarray, terminals: np.ndarray, change: str) -> np.ndarray:
@@ -220,7 +209,7 @@ class Function:
     def __call__(self, theta: Tensor, *inputs: Tensor) -> Tensor:
         parts = theta.split([shape.numel() for shape in self.shapes.values()])
         named = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
-        return functional_call(self.module, named, inputs)
+        return functional_call(self.module, named, inputs, tie_weights=False)  # none are tied, and looking is slow
 
 
 class Adam:
@@ -281,8 +270,6 @@ class ReplayBuffer:
 
 # --- The agent: losses of one learner, updates of all -----------------------------------------------------------------
 
-Metrics = dict[str, Tensor]  # by tag
-
 
 class Agent:
     """K learners, tasks x seeds, side by side: a network of theirs is a matrix (K, n), its rows independent."""
@@ -294,13 +281,13 @@ class Agent:
         self.args, self.device, dtype = args, torch.device(device), torch.get_default_dtype()
         self.period_steps = PERIOD
         self.buffer = ReplayBuffer(data, args.num_seeds, self.period_steps, args.batch_size, device, args.normalize)
-        low, high = torch.as_tensor(low, dtype=dtype), torch.as_tensor(high, dtype=dtype)
+        self.low, self.high = (torch.as_tensor(bound, dtype=dtype, device=device) for bound in (low, high))
         state_dim, action_dim = self.buffer.widths[:2]
         seeds = [args.seed + k for k in range(args.num_seeds)] * len(data)
         theta, phi = [], []
         for seed in seeds:
             torch.manual_seed(seed)
-            actor = Actor(state_dim, low, high)
+            actor = Actor(state_dim, self.low, self.high)
             twins = [Critic(state_dim, action_dim, args.critic_layers) for _ in range(2)]
             theta.append(parameters_to_vector(actor.parameters()))
             phi.append(torch.stack([parameters_to_vector(critic.parameters()) for critic in twins]))
@@ -308,7 +295,6 @@ class Agent:
         self.target_phi = self.phi.clone()  # (K, 2, m)
         self.actor_adam, self.critic_adam = Adam(self.theta), Adam(self.phi)
         self.pi, self.q = Function(actor.to(device)), Function(twins[0].to(device))
-        self.low, self.high = low.to(device), high.to(device)
 
         # η = exp(log η) weighs the policy's entropy (SAC's α); Adam moves log η
         self.log_eta = torch.zeros(len(seeds), dtype=dtype, device=device)
@@ -332,6 +318,15 @@ class Agent:
         if len(self.theta) > 1:
             return vmap(function)
         return lambda *inputs: tree_map(lambda x: x[None], function(*tree_map(lambda x: x[0], inputs)))  # quicker
+
+    def gradient(self, loss, theta: Tensor, *inputs) -> tuple:
+        """Of a loss of one learner, for all K: its gradient in theta, (K, n), and what it gives beside (metrics)."""
+        if torch.compiler.is_compiling():  # it follows torch.func alone, which is slower where nothing is compiled
+            return self.all(grad(loss, has_aux=True))(theta, *inputs)
+        theta = theta.detach().requires_grad_()
+        losses, metrics = self.all(loss)(theta, *inputs)
+        (g,) = torch.autograd.grad(losses.sum(), theta)  # the rows of theta are independent
+        return g, tree_map(Tensor.detach, metrics)
 
     # --- Losses of one learner ---
 
@@ -400,10 +395,10 @@ class Agent:
         """One gradient step, from batches (K, B, ...). As in CORL's code all gradients are taken before any update."""
         alpha = self.alpha(self.log_lagrange)
         inputs = self.theta, self.phi, self.log_eta, s, noise[:, -1]
-        actor_g, metrics = self.all(grad(self.actor_loss, has_aux=True))(*inputs)
+        actor_g, metrics = self.gradient(self.actor_loss, *inputs)
         y = self.all(self.target)(self.theta, self.target_phi, next_s, r, d, noise[:, 2 * M : -1])
         actions, log_u = self.all(self.proposals)(self.theta, s, a, next_s, noise[:, : 2 * M], uniform)
-        critic_g, more = self.all(grad(self.critic_loss, has_aux=True))(self.phi, alpha, s, y, actions, log_u)
+        critic_g, more = self.gradient(self.critic_loss, self.phi, alpha, s, y, actions, log_u)
         if self.args.lagrange:
             lagrange_g = self.all(grad(self.lagrange_loss))(self.log_lagrange, more["losses/penalty"])
             self.lagrange_adam.step(self.log_lagrange, lagrange_g)
@@ -432,8 +427,8 @@ class Agent:
     def policy(self, k: int) -> Policy:
         """The k-th learner's, on the CPU and detached from training."""
         policy = Policy(self.buffer.mean[k], self.buffer.std[k], self.low.cpu(), self.high.cpu())
-        vector_to_parameters(self.theta[k].cpu(), policy.actor.parameters())
-        return deepcopy(policy)  # its parameters are views of one vector, which a file would hold whole
+        vector_to_parameters(self.theta[k].cpu().clone(), policy.actor.parameters())  # views of a vector of its own
+        return policy
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""
@@ -454,14 +449,11 @@ class Agent:
 def main(args: Args) -> None:
     if args.eval:
         return evaluate_saved(args, __file__, load_policy, d4rl.percent_score)
-    if args.tuned and not args.resume:
-        args = tuned(args)
-    run = Run(args, __file__)  # a new run, or with --resume one that stopped
-    args = run.args
-    tasks = d4rl.load_tasks(args.env_id, args.dataset_path, args.stand_in)
+    run = Run(tuned(args, TUNED), __file__)  # a new run, or with --resume one that stopped
+    tasks = d4rl.load_tasks(run.args.env_id, run.args.dataset_path, run.args.stand_in)
     for data in tasks.transitions:
-        data["rewards"] = changed_rewards(data["rewards"], data["terminals"], args.rewards)
-    agent = Agent(args, tasks.transitions, tasks.low, tasks.high, run.device)
+        data["rewards"] = changed_rewards(data["rewards"], data["terminals"], run.args.rewards)
+    agent = Agent(run.args, tasks.transitions, tasks.low, tasks.high, run.device)
     run.start(agent, tasks, d4rl.percent_score)
     while run.goes_on():
         agent.advance()  # one period of gradient steps

@@ -18,24 +18,25 @@ Method, metrics and differences from the official code: docs/fql.md.
 import sys
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, grad_and_value, vmap
+from torch.func import functional_call, grad, vmap
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils._pytree import tree_map
 
 import d4rl_gymnasium as d4rl
-from offline_run import Run, RunArgs, evaluate_saved, launch
+from offline_run import Run, RunArgs, evaluate_saved, launch, tuned
 
 # FQL's constants, the same on every task
 TAU = 0.005  # Polyak rate of the target critics
 LEARNING_RATE = 3e-4
 FLOW_STEPS = 10  # of Euler's method along the teacher's flow
 PERIOD = 10  # gradient steps in one unit of work
+Metrics = dict[str, Tensor]  # tag -> a number of one learner, or (K,) of all
 
 
 @dataclass
@@ -91,19 +92,7 @@ ALPHAS = {  # where it is not 10
     "hammer-human-v1": 3e4, "hammer-cloned-v1": 1e4, "hammer-expert-v1": 3e4,
     "relocate-human-v1": 1e4, "relocate-cloned-v1": 3e4, "relocate-expert-v1": 3e4,
 }  # fmt: skip
-
-
-def tuned(args: Args) -> Args:
-    """The arguments with the settings of the official code."""
-    settings = []
-    for env_id in args.env_id:
-        if env_id not in TUNED:
-            sys.exit(f"--tuned: the official code has no settings for {env_id}; set --discount, --q-agg, ... instead.")
-        settings.append(OFFICIAL | TUNED[env_id] | {"alpha": ALPHAS.get(env_id, 10.0)})
-        if settings[-1] != settings[0]:
-            sys.exit(f"--tuned: {args.env_id[0]} and {env_id} want other settings; train them in runs of their own.")
-    print("Official settings:", ", ".join(f"{name} {value}" for name, value in settings[0].items()))
-    return replace(args, **settings[0])
+TUNED = {task: OFFICIAL | {"alpha": ALPHAS.get(task, 10.0)} | settings for task, settings in TUNED.items()}
 
 
 # --- Networks: written for one learner --------------------------------------------------------------------------------
@@ -205,7 +194,7 @@ class Function:
     def __call__(self, theta: Tensor, *inputs: Tensor) -> Tensor:
         parts = theta.split([shape.numel() for shape in self.shapes.values()])
         named = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
-        return functional_call(self.module, named, inputs)
+        return functional_call(self.module, named, inputs, tie_weights=False)  # none are tied, and looking is slow
 
 
 class Adam:
@@ -258,8 +247,6 @@ class ReplayBuffer:
 
 # --- The agent: losses of one learner, updates of all -----------------------------------------------------------------
 
-Metrics = dict[str, Tensor]  # by tag
-
 
 class Agent:
     """K learners, tasks x seeds, side by side: a network of theirs is a matrix (K, n), its rows independent."""
@@ -271,10 +258,10 @@ class Agent:
         self.args, self.device, dtype = args, torch.device(device), torch.get_default_dtype()
         self.period_steps = PERIOD
         self.buffer = ReplayBuffer(data, args.num_seeds, self.period_steps, args.batch_size, device)
-        low, high = torch.as_tensor(low, dtype=dtype), torch.as_tensor(high, dtype=dtype)
+        low, high = (torch.as_tensor(bound, dtype=dtype, device=device) for bound in (low, high))
         _, a, _, r, _ = self.buffer.table.split(self.buffer.widths, 1)  # views of it
         margin = 1e-5 * (high - low) / 2  # the official code keeps the data's actions off the bounds
-        a.clamp_((low + margin).to(device), (high - margin).to(device))
+        a.clamp_(low + margin, high - margin)
         r += args.reward_shift
         state_dim, action_dim = self.buffer.widths[:2]
         seeds = [args.seed + k for k in range(args.num_seeds)] * len(data)
@@ -303,6 +290,15 @@ class Agent:
             return vmap(function)
         return lambda *inputs: tree_map(lambda x: x[None], function(*tree_map(lambda x: x[0], inputs)))  # quicker
 
+    def gradient(self, loss, theta: Tensor, *inputs) -> tuple:
+        """Of a loss of one learner, for all K: its gradient in theta, (K, n), and what it gives beside (metrics)."""
+        if torch.compiler.is_compiling():  # it follows torch.func alone, which is slower where nothing is compiled
+            return self.all(grad(loss, has_aux=True))(theta, *inputs)
+        theta = theta.detach().requires_grad_()
+        losses, metrics = self.all(loss)(theta, *inputs)
+        (g,) = torch.autograd.grad(losses.sum(), theta)  # the rows of theta are independent
+        return g, tree_map(Tensor.detach, metrics)
+
     # --- Losses of one learner ---
 
     def twins(self, phi: Tensor, s: Tensor, a: Tensor) -> Tensor:
@@ -316,14 +312,16 @@ class Agent:
         q = self.twins(phi, next_s, self.mu.module.action(self.mu(theta, next_s, next_z)))
         return r + self.args.discount * (1 - d) * (q.amin(0) if self.args.q_agg == "min" else q.mean(0))
 
-    def critic_loss(self, phi: Tensor, s: Tensor, a: Tensor, y: Tensor) -> Tensor:
+    def critic_loss(self, phi: Tensor, s: Tensor, a: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
         """Mean over the twins of mean (Q_j(s, a) − y)²."""
-        return (self.twins(phi, s, a) - y).square().mean()
+        loss = (self.twins(phi, s, a) - y).square().mean()
+        return loss, {"losses/critic": loss}
 
-    def flow_loss(self, psi: Tensor, s: Tensor, a: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    def flow_loss(self, psi: Tensor, s: Tensor, a: Tensor, x0: Tensor, t: Tensor) -> tuple[Tensor, Metrics]:
         """L_flow: mean (v(s, x_t, t) − (x_1 − x_0))²,  x_t = (1 − t) x_0 + t x_1: lines from noise to actions."""
         x1 = (a - self.mu.module.action_bias) / self.mu.module.action_scale
-        return (self.v(psi, s, (1 - t) * x0 + t * x1, t) - (x1 - x0)).square().mean()
+        loss = (self.v(psi, s, (1 - t) * x0 + t * x1, t) - (x1 - x0)).square().mean()
+        return loss, {"losses/flow": loss}
 
     def imitate(self, psi: Tensor, s: Tensor, z: Tensor) -> Tensor:
         """â(s, z): where the teacher's flow carries the noise z (B, A), clipped to [−1, 1], (B, A)."""
@@ -349,14 +347,14 @@ class Agent:
         """
         y = self.all(self.target)(self.theta, self.target_phi, next_s, r, d, next_z)
         imitated = self.all(self.imitate)(self.psi, s, z)
-        critic_g, critic_loss = self.all(grad_and_value(self.critic_loss))(self.phi, s, a, y)
-        teacher_g, flow_loss = self.all(grad_and_value(self.flow_loss))(self.psi, s, a, x0, t)
-        g, metrics = self.all(grad(self.actor_loss, has_aux=True))(self.theta, self.phi, s, z, imitated)
+        critic_g, critic_metrics = self.gradient(self.critic_loss, self.phi, s, a, y)
+        teacher_g, flow_metrics = self.gradient(self.flow_loss, self.psi, s, a, x0, t)
+        g, metrics = self.gradient(self.actor_loss, self.theta, self.phi, s, z, imitated)
         self.target_phi.lerp_(self.phi, TAU)
         self.critic_adam.step(self.phi, critic_g)
         self.teacher_adam.step(self.psi, teacher_g)
         self.actor_adam.step(self.theta, g)
-        return {"losses/critic": critic_loss, "losses/flow": flow_loss} | metrics
+        return critic_metrics | flow_metrics | metrics
 
     def period(self) -> None:
         """The schedule's shortest repeat, from static inputs and on the device alone: what a CUDA graph records."""
@@ -377,18 +375,14 @@ class Agent:
     def policy(self, k: int) -> Policy:
         """The k-th learner's, on the CPU and detached from training."""
         policy = Policy(deepcopy(self.mu.module).cpu())
-        vector_to_parameters(self.theta[k].cpu(), policy.actor.parameters())
-        return deepcopy(policy)  # its parameters are views of one vector, which a file would hold whole
+        vector_to_parameters(self.theta[k].cpu().clone(), policy.actor.parameters())  # views of a vector of its own
+        return policy
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""
-        tensors = {
-            "actor": self.theta, "teacher": self.psi, "critics": self.phi, "target_critics": self.target_phi,
-        }
-        adams = {
-            "actor": self.actor_adam, "teacher": self.teacher_adam, "critics": self.critic_adam,
-        }
-        for name, adam in adams.items():
+        tensors = {"actor": self.theta, "teacher": self.psi, "critics": self.phi, "target_critics": self.target_phi}
+        adams = self.actor_adam, self.teacher_adam, self.critic_adam
+        for name, adam in zip(("actor", "teacher", "critics"), adams, strict=True):
             tensors |= {f"{name}.adam.{key}": tensor for key, tensor in vars(adam).items()}
         return tensors
 
@@ -399,12 +393,9 @@ class Agent:
 def main(args: Args) -> None:
     if args.eval:
         return evaluate_saved(args, __file__, load_policy, d4rl.percent_score)
-    if args.tuned and not args.resume:
-        args = tuned(args)
-    run = Run(args, __file__)  # a new run, or with --resume one that stopped
-    args = run.args
-    tasks = d4rl.load_tasks(args.env_id, args.dataset_path, args.stand_in)
-    agent = Agent(args, tasks.transitions, tasks.low, tasks.high, run.device)
+    run = Run(tuned(args, TUNED), __file__)  # a new run, or with --resume one that stopped
+    tasks = d4rl.load_tasks(run.args.env_id, run.args.dataset_path, run.args.stand_in)
+    agent = Agent(run.args, tasks.transitions, tasks.low, tasks.high, run.device)
     run.start(agent, tasks, d4rl.percent_score)
     while run.goes_on():
         agent.advance()  # one period of gradient steps

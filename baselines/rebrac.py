@@ -15,24 +15,24 @@ Method, metrics and differences from the official code: docs/rebrac.md.
 """
 
 import sys
-from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, grad_and_value, vmap
+from torch.func import functional_call, grad, vmap
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils._pytree import tree_map
 
 import d4rl_gymnasium as d4rl
-from offline_run import Run, RunArgs, evaluate_saved, launch
+from offline_run import Run, RunArgs, evaluate_saved, launch, tuned
 
 # TD3's constants, the same on every task
 TAU = 0.005  # Polyak rate of the target networks
 POLICY_NOISE, NOISE_CLIP = 0.2, 0.5  # target policy smoothing, in units of the action's half range
 POLICY_FREQ = 2  # critic updates for each policy update
 PERIOD = 20  # gradient steps in one unit of work, a multiple of POLICY_FREQ
+Metrics = dict[str, Tensor]  # tag -> a number of one learner, or (K,) of all
 
 
 @dataclass
@@ -116,24 +116,10 @@ PENALTIES = {  # β_1, β_2
     "relocate-expert-v1": (0.05, 0.01),
 }
 FAMILIES = {"halfcheetah": LOCOMOTION, "hopper": LOCOMOTION, "walker2d": LOCOMOTION, "antmaze": ANTMAZE}
-
-
-def tuned(args: Args) -> Args:
-    """With the official settings of its tasks, which must be the same for all."""
-    settings = {}
-    for env_id in args.env_id:
-        if env_id not in PENALTIES:
-            sys.exit(
-                f"--tuned: the official code has no settings for {env_id}; "
-                "set --actor-bc-coef, --critic-bc-coef, ... yourself."
-            )
-        actor_bc_coef, critic_bc_coef = PENALTIES[env_id]
-        before, settings = settings, {"actor_bc_coef": actor_bc_coef, "critic_bc_coef": critic_bc_coef}
-        settings |= OFFICIAL | FAMILIES.get(env_id.split("-")[0], {})
-        if before and settings != before:
-            sys.exit(f"--tuned: {args.env_id[0]} and {env_id} want other settings; train them in runs of their own.")
-    print("Official settings:", ", ".join(f"{name} {value}" for name, value in settings.items()))
-    return replace(args, **settings)
+TUNED = {
+    task: {"actor_bc_coef": beta_1, "critic_bc_coef": beta_2} | OFFICIAL | FAMILIES.get(task.split("-")[0], {})
+    for task, (beta_1, beta_2) in PENALTIES.items()
+}
 
 
 # --- Networks: written for one learner --------------------------------------------------------------------------------
@@ -214,7 +200,7 @@ class Function:
     def __call__(self, theta: Tensor, *inputs: Tensor) -> Tensor:
         parts = theta.split([shape.numel() for shape in self.shapes.values()])
         named = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
-        return functional_call(self.module, named, inputs)
+        return functional_call(self.module, named, inputs, tie_weights=False)  # none are tied, and looking is slow
 
 
 class Adam:
@@ -267,8 +253,6 @@ class ReplayBuffer:
 
 # --- The agent: losses of one learner, updates of all -----------------------------------------------------------------
 
-Metrics = dict[str, Tensor]  # by tag
-
 
 class Agent:
     """K learners, tasks x seeds, side by side: a network of theirs is a matrix (K, n), its rows independent."""
@@ -280,13 +264,13 @@ class Agent:
         self.args, self.device, dtype = args, torch.device(device), torch.get_default_dtype()
         self.period_steps = PERIOD
         self.buffer = ReplayBuffer(data, args.num_seeds, self.period_steps, args.batch_size, device)
-        low, high = torch.as_tensor(low, dtype=dtype), torch.as_tensor(high, dtype=dtype)
+        self.low, self.high = (torch.as_tensor(bound, dtype=dtype, device=device) for bound in (low, high))
         state_dim, action_dim = self.buffer.widths[:2]
         seeds = [args.seed + k for k in range(args.num_seeds)] * len(data)
         theta, phi = [], []
         for seed in seeds:
             torch.manual_seed(seed)
-            actor = Actor(state_dim, low, high)
+            actor = Actor(state_dim, self.low, self.high)
             twins = [Critic(state_dim, action_dim) for _ in range(2)]
             theta.append(parameters_to_vector(actor.parameters()))
             phi.append(torch.stack([parameters_to_vector(critic.parameters()) for critic in twins]))
@@ -294,7 +278,6 @@ class Agent:
         self.target_theta, self.target_phi = self.theta.clone(), self.phi.clone()  # (K, n) and (K, 2, m)
         self.actor_adam, self.critic_adam = Adam(self.theta), Adam(self.phi)
         self.pi, self.q = Function(actor.to(device)), Function(twins[0].to(device))
-        self.low, self.high = low.to(device), high.to(device)
 
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         self.noise = torch.zeros(*self.buffer.indices.shape, action_dim, dtype=dtype, device=device)
@@ -305,6 +288,15 @@ class Agent:
         if len(self.theta) > 1:
             return vmap(function)
         return lambda *inputs: tree_map(lambda x: x[None], function(*tree_map(lambda x: x[0], inputs)))  # quicker
+
+    def gradient(self, loss, theta: Tensor, *inputs) -> tuple:
+        """Of a loss of one learner, for all K: its gradient in theta, (K, n), and what it gives beside (metrics)."""
+        if torch.compiler.is_compiling():  # it follows torch.func alone, which is slower where nothing is compiled
+            return self.all(grad(loss, has_aux=True))(theta, *inputs)
+        theta = theta.detach().requires_grad_()
+        losses, metrics = self.all(loss)(theta, *inputs)
+        (g,) = torch.autograd.grad(losses.sum(), theta)  # the rows of theta are independent
+        return g, tree_map(Tensor.detach, metrics)
 
     # --- Losses of one learner ---
 
@@ -324,9 +316,10 @@ class Agent:
         next_q = self.twins(phi, next_s, next_pi).amin(0) - penalty
         return self.args.reward_scale * r + self.args.discount * (1 - d) * next_q
 
-    def critic_loss(self, phi: Tensor, s: Tensor, a: Tensor, y: Tensor) -> Tensor:
+    def critic_loss(self, phi: Tensor, s: Tensor, a: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
         """Sum over the twins of mean (Q_j(s, a) − y)²."""
-        return (self.twins(phi, s, a) - y).square().mean(1).sum()
+        loss = (self.twins(phi, s, a) - y).square().mean(1).sum()
+        return loss, {"losses/critic": loss}
 
     def actor_loss(self, theta: Tensor, phi: Tensor, s: Tensor, a: Tensor) -> tuple[Tensor, Metrics]:
         """−λ mean min_j Q_j(s, π(s)) + β_1 mean ‖π(s) − a‖²,  λ = 1 / mean |min_j Q_j(s, π(s))| without gradient."""
@@ -339,15 +332,15 @@ class Agent:
 
     def critic_step(self, s, a, next_s, next_a, r, d, noise) -> Metrics:
         y = self.all(self.target)(self.target_theta, self.target_phi, next_s, next_a, r, d, noise)
-        g, loss = self.all(grad_and_value(self.critic_loss))(self.phi, s, a, y)
+        g, metrics = self.gradient(self.critic_loss, self.phi, s, a, y)
         self.critic_adam.step(self.phi, g, self.args.critic_lr)
-        return {"losses/critic": loss}
+        return metrics
 
     def update(self, s, a, next_s, next_a, r, d, noise) -> Metrics:
         """Two gradient steps, from batches (K, 2, B, ...): critics twice, policy and targets once, after the first."""
         first, second = zip(*(x.unbind(1) for x in (s, a, next_s, next_a, r, d, noise)), strict=True)
         self.critic_step(*first)
-        g, metrics = self.all(grad(self.actor_loss, has_aux=True))(self.theta, self.phi, s[:, 0], a[:, 0])
+        g, metrics = self.gradient(self.actor_loss, self.theta, self.phi, s[:, 0], a[:, 0])
         self.target_theta.lerp_(self.theta, TAU)  # before the policy's step, as in the official code
         self.actor_adam.step(self.theta, g, self.args.actor_lr)
         self.target_phi.lerp_(self.phi, TAU)
@@ -370,8 +363,8 @@ class Agent:
     def policy(self, k: int) -> Policy:
         """The k-th learner's, on the CPU and detached from training."""
         policy = Policy(self.buffer.widths[0], self.low.cpu(), self.high.cpu())
-        vector_to_parameters(self.theta[k].cpu(), policy.actor.parameters())
-        return deepcopy(policy)  # its parameters are views of one vector, which a file would hold whole
+        vector_to_parameters(self.theta[k].cpu().clone(), policy.actor.parameters())  # views of a vector of its own
+        return policy
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""
@@ -390,12 +383,9 @@ class Agent:
 def main(args: Args) -> None:
     if args.eval:
         return evaluate_saved(args, __file__, load_policy, d4rl.percent_score)
-    if args.tuned and not args.resume:
-        args = tuned(args)
-    run = Run(args, __file__)  # a new run, or with --resume one that stopped
-    args = run.args
-    tasks = d4rl.load_tasks(args.env_id, args.dataset_path, args.stand_in, next_actions=True)
-    agent = Agent(args, tasks.transitions, tasks.low, tasks.high, run.device)
+    run = Run(tuned(args, TUNED), __file__)  # a new run, or with --resume one that stopped
+    tasks = d4rl.load_tasks(run.args.env_id, run.args.dataset_path, run.args.stand_in, next_actions=True)
+    agent = Agent(run.args, tasks.transitions, tasks.low, tasks.high, run.device)
     run.start(agent, tasks, d4rl.percent_score)
     while run.goes_on():
         agent.advance()  # one period of gradient steps

@@ -15,13 +15,12 @@ Method, metrics and differences from the official code: docs/wpc.md.
 """
 
 import sys
-from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, grad_and_value, vmap
+from torch.func import functional_call, grad, vmap
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils._pytree import tree_map
 
@@ -35,6 +34,7 @@ POLICY_NOISE, NOISE_CLIP = 0.2, 0.5  # target policy smoothing, in units of the 
 POLICY_FREQ = 2  # critic updates for each policy update
 LEARNING_RATE = 3e-4
 PERIOD = 20  # gradient steps in one unit of work, a multiple of POLICY_FREQ
+Metrics = dict[str, Tensor]  # tag -> a number of one learner, or (K,) of all
 
 
 @dataclass
@@ -146,7 +146,7 @@ class Function:
     def __call__(self, theta: Tensor, *inputs: Tensor) -> Tensor:
         parts = theta.split([shape.numel() for shape in self.shapes.values()])
         named = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
-        return functional_call(self.module, named, inputs)
+        return functional_call(self.module, named, inputs, tie_weights=False)  # none are tied, and looking is slow
 
 
 class Adam:
@@ -202,8 +202,6 @@ class ReplayBuffer:
 
 # --- The agent: losses of one learner, updates of all -----------------------------------------------------------------
 
-Metrics = dict[str, Tensor]  # by tag
-
 
 class Agent:
     """K learners, tasks x seeds, side by side: a network of theirs is a matrix (K, n), its rows independent."""
@@ -215,13 +213,13 @@ class Agent:
         self.args, self.device, dtype = args, torch.device(device), torch.get_default_dtype()
         self.period_steps = PERIOD
         self.buffer = ReplayBuffer(data, args.num_seeds, self.period_steps, args.batch_size, device)
-        low, high = torch.as_tensor(low, dtype=dtype), torch.as_tensor(high, dtype=dtype)
+        self.low, self.high = (torch.as_tensor(bound, dtype=dtype, device=device) for bound in (low, high))
         state_dim, action_dim = self.buffer.widths[:2]
         seeds = [args.seed + k for k in range(args.num_seeds)] * len(data)
         theta, phi, psi = [], [], []
         for seed in seeds:
             torch.manual_seed(seed)
-            actor = Actor(state_dim, low, high)
+            actor = Actor(state_dim, self.low, self.high)
             twins = [Critic(state_dim, action_dim, args.robust_critic) for _ in range(2)]
             value = Value(state_dim)
             theta.append(parameters_to_vector(actor.parameters()))
@@ -232,7 +230,6 @@ class Agent:
         self.target_theta, self.target_phi = self.theta.clone(), self.phi.clone()  # (K, n) and (K, 2, m)
         self.actor_adam, self.critic_adam, self.value_adam = Adam(self.theta), Adam(self.phi), Adam(self.psi)
         self.pi, self.q, self.v = (Function(module.to(device)) for module in (actor, twins[0], value))
-        self.low, self.high = low.to(device), high.to(device)
 
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         self.noise = torch.zeros(*self.buffer.indices.shape, action_dim, dtype=dtype, device=device)
@@ -243,6 +240,15 @@ class Agent:
         if len(self.theta) > 1:
             return vmap(function)
         return lambda *inputs: tree_map(lambda x: x[None], function(*tree_map(lambda x: x[0], inputs)))  # quicker
+
+    def gradient(self, loss, theta: Tensor, *inputs) -> tuple:
+        """Of a loss of one learner, for all K: its gradient in theta, (K, n), and what it gives beside (metrics)."""
+        if torch.compiler.is_compiling():  # it follows torch.func alone, which is slower where nothing is compiled
+            return self.all(grad(loss, has_aux=True))(theta, *inputs)
+        theta = theta.detach().requires_grad_()
+        losses, metrics = self.all(loss)(theta, *inputs)
+        (g,) = torch.autograd.grad(losses.sum(), theta)  # the rows of theta are independent
+        return g, tree_map(Tensor.detach, metrics)
 
     # --- Losses of one learner ---
 
@@ -258,14 +264,16 @@ class Agent:
         next_a = (self.pi(theta, next_s) + epsilon).clamp(self.low, self.high)
         return r + DISCOUNT * (1 - d) * self.twins(phi, next_s, next_a).amin(0)
 
-    def critic_loss(self, phi: Tensor, s: Tensor, a: Tensor, y: Tensor) -> Tensor:
+    def critic_loss(self, phi: Tensor, s: Tensor, a: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
         """Sum over the twins of mean (Q_j(s, a) − y)²."""
-        return (self.twins(phi, s, a) - y).square().mean(1).sum()
+        loss = (self.twins(phi, s, a) - y).square().mean(1).sum()
+        return loss, {"losses/critic": loss}
 
-    def value_loss(self, psi: Tensor, s: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def value_loss(self, psi: Tensor, s: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, Metrics]]:
         """Mean (V(s) − y)²; beside it V(s), (B,)."""
         v = self.v(psi, s)
-        return (v - y).square().mean(), v
+        loss = (v - y).square().mean()
+        return loss, (v, {"losses/value": loss})
 
     def actor_loss(self, theta: Tensor, phi: Tensor, v: Tensor, s: Tensor, a: Tensor) -> tuple[Tensor, Metrics]:
         """−λ mean Q_1(s, π(s)) + mean w ‖π(s) − a‖²,  w = 1{Q_1(s, a) > V(s)},  λ = α / mean |Q_1(s, π(s))| without
@@ -279,29 +287,21 @@ class Agent:
 
     # --- Updates of all learners ---
 
-    def critic_steps(self, s, a, next_s, r, d, noise) -> tuple[Metrics, Tensor]:
-        """Two steps of critics and V. The targets rest meanwhile, so that one pass gives the y of both.
-
-        Beside the metrics V(s), (K, B), of the second batch before V's step.
-        """
-        both = [x.flatten(1, 2) for x in (next_s, r, d, noise)]  # (K, 2B, ...)
-        y = self.all(self.target)(self.target_theta, self.target_phi, *both).unflatten(1, (POLICY_FREQ, -1))
-        for i in range(POLICY_FREQ):
-            g, loss = self.all(grad_and_value(self.critic_loss))(self.phi, s[:, i], a[:, i], y[:, i])
-            self.critic_adam.step(self.phi, g)
-            g, (value_loss, v) = self.all(grad_and_value(self.value_loss, has_aux=True))(self.psi, s[:, i], y[:, i])
-            self.value_adam.step(self.psi, g)
-        return {"losses/critic": loss, "losses/value": value_loss}, v
-
     def update(self, s, a, next_s, r, d, noise) -> Metrics:
         """Two gradient steps, from batches (K, 2, B, ...): critics and V twice, policy and targets once."""
-        metrics, v = self.critic_steps(s, a, next_s, r, d, noise)
+        both = [x.flatten(1, 2) for x in (next_s, r, d, noise)]  # (K, 2B, ...): the targets rest, one pass gives both y
+        y = self.all(self.target)(self.target_theta, self.target_phi, *both).unflatten(1, (POLICY_FREQ, -1))
+        for i in range(POLICY_FREQ):
+            g, metrics = self.gradient(self.critic_loss, self.phi, s[:, i], a[:, i], y[:, i])
+            self.critic_adam.step(self.phi, g)
+            g, (v, value_metrics) = self.gradient(self.value_loss, self.psi, s[:, i], y[:, i])  # v: V before its step
+            self.value_adam.step(self.psi, g)
         s, a = s[:, 1], a[:, 1]
-        g, more = self.all(grad(self.actor_loss, has_aux=True))(self.theta, self.phi, v, s, a)
+        g, more = self.gradient(self.actor_loss, self.theta, self.phi, v, s, a)
         self.actor_adam.step(self.theta, g)
         self.target_theta.lerp_(self.theta, TAU)
         self.target_phi.lerp_(self.phi, TAU)
-        return metrics | more
+        return metrics | value_metrics | more
 
     def period(self) -> None:
         """The schedule's shortest repeat, from static inputs and on the device alone: what a CUDA graph records."""
@@ -320,8 +320,8 @@ class Agent:
     def policy(self, k: int) -> Policy:
         """The k-th learner's, on the CPU and detached from training."""
         policy = Policy(self.buffer.mean[k], self.buffer.std[k], self.low.cpu(), self.high.cpu())
-        vector_to_parameters(self.theta[k].cpu(), policy.actor.parameters())
-        return deepcopy(policy)  # its parameters are views of one vector, which a file would hold whole
+        vector_to_parameters(self.theta[k].cpu().clone(), policy.actor.parameters())  # views of a vector of its own
+        return policy
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""
@@ -341,9 +341,8 @@ def main(args: Args) -> None:
     if args.eval:
         return evaluate_saved(args, __file__, load_policy, d4rl.percent_score)
     run = Run(args, __file__)  # a new run, or with --resume one that stopped
-    args = run.args
-    tasks = d4rl.load_tasks(args.env_id, args.dataset_path, args.stand_in)
-    agent = Agent(args, tasks.transitions, tasks.low, tasks.high, run.device)
+    tasks = d4rl.load_tasks(run.args.env_id, run.args.dataset_path, run.args.stand_in)
+    agent = Agent(run.args, tasks.transitions, tasks.low, tasks.high, run.device)
     run.start(agent, tasks, d4rl.percent_score)
     while run.goes_on():
         agent.advance()  # one period of gradient steps

@@ -8,7 +8,6 @@ import contextlib
 import sys
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import d4rl_gymnasium.tasks as d4rl
@@ -77,41 +76,30 @@ def command_line(Args: type, program: str, doc: str | None) -> Any:
     return tyro.cli(Args, prog=program, description=doc, registry=registry)
 
 
-def tables(path: Path) -> list[ast.stmt]:
-    """What a script assigns outside of its functions, and its function `tuned`."""
-    kinds = (ast.Assign, ast.AugAssign)
-    return [x for x in read(path) if isinstance(x, kinds) or (isinstance(x, ast.FunctionDef) and x.name == "tuned")]
-
-
 @cache
+def tuned(path: Path) -> dict[str, dict[str, Any]]:
+    """What a script's --tuned sets, by task: its table TUNED. What it assigns outside of its functions is run to see,
+    and nothing else of it.
+    """
+    space = {"d4rl": d4rl}
+    for node in read(path):
+        if isinstance(node, ast.Assign | ast.AugAssign):
+            with contextlib.suppress(NameError):  # it needs more of the script, as no table does
+                exec(compile(ast.Module([node], []), path, "exec"), space)
+    return space.get("TUNED", {})
+
+
+def tuned_settings(path: Path, task: str) -> dict[str, Any]:
+    """What a script's --tuned sets for a task; {} if nothing."""
+    return tuned(path).get(task, {})
+
+
 def tuned_arguments(path: Path) -> frozenset[str]:
-    """The arguments that a script's --tuned replaces by the task's settings: the keys of its tables of these.
+    """The arguments that a script's --tuned replaces by the task's settings.
 
     A run with --tuned records the settings, which differ from task to task; what was asked for is --tuned.
     """
-    nodes = [node for table in tables(path) for node in ast.walk(table) if isinstance(node, ast.Dict)]
-    keys = {key.value for node in nodes for key in node.keys if isinstance(key, ast.Constant)}
-    return frozenset(keys & read_arguments(path).keys()) if "tuned" in read_arguments(path) else frozenset()
-
-
-@cache
-def tuned_settings(path: Path, task: str) -> dict[str, Any]:
-    """What a script's --tuned sets for a task; {} if nothing. Its tables and its function `tuned` are run to see, and
-    nothing else of it.
-    """
-    space = {
-        "d4rl": d4rl, "sys": sys, "Args": SimpleNamespace, "print": lambda *_: None,
-        "replace": lambda args, **changes: SimpleNamespace(**vars(args) | changes),
-    }  # fmt: skip
-    given = {name: default for name, (_, default) in read_arguments(path).items()} | {"env_id": (task,)}
-    for node in tables(path):
-        with contextlib.suppress(NameError):  # no table of settings: it needs more of the script
-            exec(compile(ast.Module([node], []), path, "exec"), space)
-    try:
-        tuned = vars(space["tuned"](SimpleNamespace(**given)))
-    except (KeyError, SystemExit):  # it has no such function, or no settings for this task
-        return {}
-    return {name: value for name, value in tuned.items() if name in tuned_arguments(path)}
+    return frozenset(name for settings in tuned(path).values() for name in settings)
 
 
 def flags(arguments: dict[str, Any]) -> list[str]:

@@ -14,12 +14,12 @@ The modules, in reading order: args, run, evaluation, saved, files, log, signals
 """
 
 from offline_run.acceleration import compile_agent, graph_agent, load_state
-from offline_run.args import RunArgs, launch, parse
+from offline_run.args import RunArgs, launch, parse, tuned
 from offline_run.evaluation import episodes
 from offline_run.run import Agent, Run
 from offline_run.saved import evaluate_saved
 
 __all__ = [
     "Agent", "Run", "RunArgs", "compile_agent", "episodes", "evaluate_saved", "graph_agent", "launch", "load_state",
-    "parse",
+    "parse", "tuned",
 ]  # fmt: skip

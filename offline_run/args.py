@@ -199,6 +199,23 @@ def check(args: RunArgs) -> None:
             sys.exit(f"{flag(name)} must be a finite number.")
 
 
+def tuned(args: Any, settings: dict[str, dict[str, Any]]) -> Any:
+    """A new run's arguments, with --tuned those published for its tasks, which must be the same for all of them.
+
+    settings: by env_id, all that --tuned sets there.
+    """
+    if not args.tuned or args.resume:
+        return args
+    for env_id in args.env_id:
+        if env_id not in settings:
+            own = ", ".join(map(flag, next(iter(settings.values()))))
+            sys.exit(f"--tuned: there are no settings for {env_id}; set {own} yourself.")
+        if settings[env_id] != settings[args.env_id[0]]:
+            sys.exit(f"--tuned: {args.env_id[0]} and {env_id} want other settings; train them in runs of their own.")
+    print("Published settings:", ", ".join(f"{name} {value}" for name, value in settings[env_id].items()))
+    return replace(args, **settings[env_id])
+
+
 def refuse_others(args: RunArgs, *own: str) -> None:
     """Exit with a sentence if an argument was given that this mode, own[0], takes from the run instead."""
     given = [name for name, value in vars(args).items() if name not in own and value != getattr(type(args)(), name)]

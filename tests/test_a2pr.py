@@ -156,11 +156,11 @@ def test_vae_loss(float64):
     decoded, mean, log_std = agent.vae(omega, s, a, noise)
     assert ((decoded >= torch.tensor(low)) & (decoded <= torch.tensor(high))).all() and decoded[:, 2].mean() > 1.5
     assert (log_std[:, 0] == -4).all() and (log_std[:, 1:] > -4).all()
-    loss, reconstruction = agent.vae_loss(omega, advantage, s, a, noise)
+    loss, metrics = agent.vae_loss(omega, advantage, s, a, noise)
     rows = [i for i in range(64) if advantage[i] > 0]
     assert 0 < len(rows) < 64
     expected = 1.5 * (decoded[rows] - a[rows]).square().sum() / (64 * A)
-    torch.testing.assert_close(reconstruction, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(metrics["losses/reconstruction"], expected, rtol=1e-12, atol=1e-12)
     kl = kl_divergence(Normal(mean, log_std.exp()), Normal(0.0, 1.0)).mean()
     torch.testing.assert_close(loss, expected + kl / 2, rtol=1e-12, atol=1e-12)
     encoder_bias.copy_(bias + 30)
@@ -245,9 +245,9 @@ def test_settings():
     }
     assert module.TUNED.keys() == expected.keys()
     for env_id, values in expected.items():
-        args = module.tuned(module.Args(env_id=(env_id,), tuned=True, seed=7, alpha=99.0))
+        args = module.tuned(module.Args(env_id=(env_id,), tuned=True, seed=7, alpha=99.0), module.TUNED)
         assert tuple(getattr(args, name) for name in names) == values and args.seed == 7
     with pytest.raises(SystemExit, match="no settings for hopper-expert-v2"):
-        module.tuned(module.Args(env_id=("hopper-expert-v2",), tuned=True))
+        module.tuned(module.Args(env_id=("hopper-expert-v2",), tuned=True), module.TUNED)
     with pytest.raises(SystemExit, match="hopper-medium-v2 and walker2d-medium-v2 want other settings"):
-        module.tuned(module.Args(env_id=("hopper-medium-v2", "walker2d-medium-v2"), tuned=True))
+        module.tuned(module.Args(env_id=("hopper-medium-v2", "walker2d-medium-v2"), tuned=True), module.TUNED)

@@ -200,7 +200,7 @@ def test_advantage_weights_and_v(float64):
     next_q = [plain.value(parts(agent.q, target_phi[0, j]), next_s, next_a.clamp(-1, 1)) for j in range(2)]
     y = r + 0.99 * (1 - d) * torch.min(*next_q)
     expected = torch.autograd.grad(F.mse_loss(v(v_of, s), y), v_of)
-    ours = vmap(grad(agent.value_loss))(psi, s[None], y[None])
+    ours, _ = vmap(grad(agent.value_loss, has_aux=True))(psi, s[None], y[None])
     for g, other in zip(parts(agent.value, ours[0]), expected, strict=True):
         assert (g - other).abs().max() < 1e-12
     w, q_1 = vmap(agent.bc_weights)(phi, psi, s[None], a[None])[0], plain.value(parts(agent.q, phi[0, 0]), s, a)

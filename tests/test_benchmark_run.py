@@ -374,7 +374,7 @@ def test_tuned_tasks_train_together_where_their_settings_are_the_same(tmp_path):
     assert ("maze2d", 3, 2) in sizes(jobs) and ("pen", 1, 2) in sizes(jobs)
     module = load_script("baselines/rebrac")
     for job in jobs:
-        module.tuned(module.Args(env_id=tuple(job.tasks)))  # it would exit
+        module.tuned(module.Args(env_id=tuple(job.tasks), tuned=True), module.TUNED)  # it would exit
 
 
 def test_a_group_is_resumed_as_a_group_and_each_of_its_learners_counts_when_it_has_finished(tmp_path):
@@ -511,7 +511,7 @@ def test_a_tuned_run_is_found_by_what_was_asked_for(script, tmp_path):
     module, task = load_script(f"baselines/{script}"), "hopper-medium-v2"
     wanted = {"scripts": (f"baselines/{script}",), "tasks": (task,), "seeds": "0", "set": ("tuned=true",)}
     args = module.Args(env_id=(task,), tuned=True)
-    settings = asdict(module.tuned(args))
+    settings = asdict(module.tuned(args, module.TUNED))
     write_run(tmp_path, f"baselines/{script}", [0], [{}], **settings)
     assert settings != asdict(args)
     read = run.tuned_settings(ROOT / f"baselines/{script}.py", task)

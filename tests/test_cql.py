@@ -393,7 +393,7 @@ def test_table_of_settings():
     module = load_script("baselines/cql")
     assert module.TUNED.keys() == d4rl.TASKS.keys()
     assert module.CORL == {name: getattr(module.Args(), name) for name in module.CORL}
-    used = lambda env_id: module.tuned(module.Args(env_id=(env_id,), tuned=True, seed=7, alpha=99.0))  # noqa: E731
+    used = lambda env_id: module.tuned(module.Args(env_id=(env_id,), tuned=True, seed=7, alpha=99.0), module.TUNED)  # noqa: E731
     for env_id in module.TUNED:
         ant, maze, arm = "antmaze" in env_id, "maze2d" in env_id, env_id.endswith("v1") and "maze2d" not in env_id
         args = used(env_id)
@@ -410,7 +410,7 @@ def test_table_of_settings():
 
 def test_settings_of_several_tasks():
     module = load_script("baselines/cql")
-    used = lambda *env_ids: module.tuned(module.Args(env_id=env_ids))  # noqa: E731
+    used = lambda *env_ids: module.tuned(module.Args(env_id=env_ids, tuned=True), module.TUNED)  # noqa: E731
     assert used("pen-human-v1", "pen-cloned-v1").alpha == 1.0
     with pytest.raises(SystemExit, match="hopper-random-v2 and hopper-medium-v2 want other settings; train them in"):
         used("hopper-random-v2", "hopper-expert-v2", "hopper-medium-v2")

@@ -428,7 +428,7 @@ def test_tuned_table():
     module = load_script(BASELINE)
     assert set(module.TUNED) <= set(d4rl.TASKS)
     for env_id, settings in module.TUNED.items():
-        args = module.tuned(module.Args(env_id=(env_id,), tuned=True))
+        args = module.tuned(module.Args(env_id=(env_id,), tuned=True), module.TUNED)
         assert {name: getattr(args, name) for name in settings} == settings
         assert args.grad_norm >= 1 and args.rewards in ("raw", "antmaze", "standardised")
 
@@ -436,11 +436,11 @@ def test_tuned_table():
 def test_tuned_tasks_trained_together_want_the_same():
     module = load_script(BASELINE)
     together = "halfcheetah-medium-v2", "hopper-medium-v2"
-    assert module.tuned(module.Args(env_id=together)).grad_norm == 9
+    assert module.tuned(module.Args(env_id=together, tuned=True), module.TUNED).grad_norm == 9
     with pytest.raises(SystemExit, match="halfcheetah-medium-v2 and walker2d-medium-v2 want other settings"):
-        module.tuned(module.Args(env_id=(*together, "walker2d-medium-v2")))
+        module.tuned(module.Args(env_id=(*together, "walker2d-medium-v2"), tuned=True), module.TUNED)
     with pytest.raises(SystemExit, match="no settings for hopper-random-v2"):
-        module.tuned(module.Args(env_id=(*together, "hopper-random-v2")))
+        module.tuned(module.Args(env_id=(*together, "hopper-random-v2"), tuned=True), module.TUNED)
 
 
 def test_rewards():

@@ -280,7 +280,7 @@ def test_flow_matching_finds_that_flow(float64, script, t):
     student.action_bias, student.action_scale = torch.tensor([0.3]), torch.tensor([2.0])
     agent.v = module.Function(LinearField(0.0, 0.0))
     a = student.action_bias + student.action_scale * x1
-    loss = lambda psi: agent.flow_loss(psi, torch.zeros(n, 1), a, x0, times)  # noqa: E731
+    loss = lambda psi: agent.flow_loss(psi, torch.zeros(n, 1), a, x0, times)[0]  # noqa: E731
     origin = torch.zeros(2)
     gradient = grad(loss)(origin)
     minimum = -torch.linalg.solve(torch.func.hessian(loss)(origin), gradient)  # of a quadratic: Newton's step
@@ -422,7 +422,7 @@ def test_tuned_table(script):
     module = load_script(script)
     assert set(module.TUNED) <= set(d4rl.ALL_TASKS) and set(d4rl.OGBENCH_TASKS) <= set(module.TUNED)
     for env_id in module.TUNED:
-        args = module.tuned(module.Args(env_id=(env_id,), tuned=True))
+        args = module.tuned(module.Args(env_id=(env_id,), tuned=True), module.TUNED)
         assert args.discount == (0.995 if "giant" in env_id else 0.99)
         mean = env_id in d4rl.TASKS and env_id.startswith("antmaze")
         assert (args.q_agg, args.reward_shift) == (("mean", -1.0) if mean else ("min", 0.0))
@@ -438,15 +438,15 @@ def test_tuned_of_several_tasks(script):
     """They train together where their settings are the same."""
     module = load_script(script)
     play, diverse, large = (f"antmaze-{maze}-v2" for maze in ("medium-play", "medium-diverse", "large-play"))
-    args = module.tuned(module.Args(env_id=(play, diverse), tuned=True))
+    args = module.tuned(module.Args(env_id=(play, diverse), tuned=True), module.TUNED)
     assert (args.env_id, args.reward_shift) == ((play, diverse), -1.0)
     hand = ("pen-human-v1", "pen-expert-v1") if script == ASPC else ("pen-human-v1", "pen-cloned-v1")
-    assert module.tuned(module.Args(env_id=hand, tuned=True)).q_agg == "min"
+    assert module.tuned(module.Args(env_id=hand, tuned=True), module.TUNED).q_agg == "min"
     other = "pen-expert-v1" if script == BASELINE else large
     with pytest.raises(SystemExit, match="want other settings; train them in runs of their own"):
-        module.tuned(module.Args(env_id=("pen-human-v1", other), tuned=True))
+        module.tuned(module.Args(env_id=("pen-human-v1", other), tuned=True), module.TUNED)
     with pytest.raises(SystemExit, match="no settings for hopper-medium-v2"):
-        module.tuned(module.Args(env_id=(play, "hopper-medium-v2"), tuned=True))
+        module.tuned(module.Args(env_id=(play, "hopper-medium-v2"), tuned=True), module.TUNED)
 
 
 def test_tuned_run_is_recorded(tmp_path, monkeypatch, capsys):

@@ -196,7 +196,7 @@ def test_hypergradient_equals_central_differences(float64, updates, scale, deter
     def terms(rho):
         """mean Q and mean |Q| of the new policy's actions, and their squared distance to the data's: (K,)."""
         weight = (F.softplus(rho)[:, None] * advantage).exp().clamp(max=100)
-        g = vmap(grad(agent.actor_loss))(agent.theta, weight, s, a, noise)
+        g, _ = vmap(grad(agent.actor_loss, has_aux=True))(agent.theta, weight, s, a, noise)
         pi, _ = vmap(agent.pi)(agent.inner_step(g, actor_rate), s)
         q = torch.minimum(*(vmap(agent.q)(agent.phi[:, j], s, pi) for j in range(2)))
         return q.mean(1), q.abs().mean(1), (pi - a).square().mean((1, 2))
@@ -324,7 +324,7 @@ def test_table_of_settings():
     module = load_script("baselines/iql")
     assert module.TUNED.keys() == d4rl.TASKS.keys()
     assert module.CORL == {name: getattr(module.Args(), name) for name in module.CORL}
-    used = lambda env_id: module.tuned(module.Args(env_id=(env_id,), tuned=True, seed=7, beta=99.0))  # noqa: E731
+    used = lambda env_id: module.tuned(module.Args(env_id=(env_id,), tuned=True, seed=7, beta=99.0), module.TUNED)  # noqa: E731
     for env_id in module.TUNED:
         beta = 10.0 if "antmaze" in env_id else 6.0 if env_id == "hopper-medium-expert-v2" else 3.0
         assert (used(env_id).beta, used(env_id).seed) == (beta, 7)
@@ -339,7 +339,7 @@ def test_table_of_settings():
 
 def test_settings_of_several_tasks():
     module = load_script("baselines/iql")
-    used = lambda *env_ids: module.tuned(module.Args(env_id=env_ids))  # noqa: E731
+    used = lambda *env_ids: module.tuned(module.Args(env_id=env_ids, tuned=True), module.TUNED)  # noqa: E731
     assert used("pen-human-v1", "pen-cloned-v1").expectile == 0.8
     with pytest.raises(SystemExit, match="hopper-random-v2 and hopper-medium-v2 want other settings; train them in"):
         used("hopper-random-v2", "hopper-expert-v2", "hopper-medium-v2")

@@ -105,7 +105,8 @@ def test_next_action_counts_except_after_a_terminal(float64):
 
     def loss(d: float, next_a: torch.Tensor) -> torch.Tensor:
         rest = next_s, next_a, r, torch.full((4,), d), torch.zeros(4, A)
-        return agent.critic_loss(agent.phi[0], s, a, agent.target(agent.target_theta[0], agent.target_phi[0], *rest))
+        y = agent.target(agent.target_theta[0], agent.target_phi[0], *rest)
+        return agent.critic_loss(agent.phi[0], s, a, y)[0]
 
     assert loss(1.0, next_a) == loss(1.0, -next_a)
     assert abs(loss(0.0, next_a) - loss(0.0, -next_a)) > 1e-3
@@ -156,15 +157,15 @@ def test_table_of_settings():
         "hammer-cloned-v1": (0.1, 0.5, 256, 3e-4, 3e-4, 0.99, 1.0),
     }
     for env_id, values in expected.items():
-        args = module.tuned(module.Args(env_id=(env_id,), tuned=True, seed=7, actor_bc_coef=99.0))
+        args = module.tuned(module.Args(env_id=(env_id,), tuned=True, seed=7, actor_bc_coef=99.0), module.TUNED)
         assert tuple(getattr(args, name) for name in names) == values and args.seed == 7
     with pytest.raises(SystemExit, match="no settings for Pendulum-v1"):
-        module.tuned(module.Args(env_id=("Pendulum-v1",), tuned=True))
+        module.tuned(module.Args(env_id=("Pendulum-v1",), tuned=True), module.TUNED)
 
 
 def test_tuned_tasks_that_train_together_want_the_same():
     module = load_script(SCRIPT)
-    several = lambda *env_ids: module.tuned(module.Args(env_id=env_ids, tuned=True))  # noqa: E731
+    several = lambda *env_ids: module.tuned(module.Args(env_id=env_ids, tuned=True), module.TUNED)  # noqa: E731
     mazes = several("maze2d-umaze-v1", "maze2d-medium-v1", "maze2d-large-v1")
     assert replace(mazes, env_id=("maze2d-umaze-v1",)) == several("maze2d-umaze-v1")
     with pytest.raises(SystemExit, match="hopper-medium-v2 and hopper-expert-v2 want other settings"):

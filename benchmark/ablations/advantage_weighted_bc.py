@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch.func import grad, grad_and_value
 from torch.nn.utils import parameters_to_vector
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # the repository, for a script that is started from anywhere
@@ -42,23 +41,24 @@ class Agent(aspc_td3bc.Agent):
         return (self.q(phi[0], s, a) > self.v(psi, s)).to(s.dtype)
 
     def value_loss(self, psi, s, y):
-        return (self.v(psi, s) - y).square().mean()
+        loss = (self.v(psi, s) - y).square().mean()
+        return loss, {"losses/value": loss}
 
     def critic_steps(self, s, a, next_s, r, d, noise):
         both = [x.flatten(1, 2) for x in (next_s, r, d, noise)]
         y = self.all(self.target)(self.target_theta, self.target_phi, *both).unflatten(1, (2, -1))
         for i in range(2):
             w = self.all(self.bc_weights)(self.phi, self.psi, s[:, i], a[:, i])
-            g, loss = self.all(grad_and_value(self.critic_loss))(self.phi, s[:, i], a[:, i], y[:, i])
-            value_g, value_loss = self.all(grad_and_value(self.value_loss))(self.psi, s[:, i], y[:, i])
+            g, metrics = self.gradient(self.critic_loss, self.phi, s[:, i], a[:, i], y[:, i])
+            value_g, more = self.gradient(self.value_loss, self.psi, s[:, i], y[:, i])
             self.critic_adam.step(self.phi, g)
             self.value_adam.step(self.psi, value_g)
-        return {"losses/critic": loss + value_loss, "w": w}
+        return {"losses/critic": metrics["losses/critic"] + more["losses/value"], "w": w}
 
     def update(self, s, a, next_s, r, d, noise, move_alpha=False):
         metrics, alpha = self.critic_steps(s, a, next_s, r, d, noise), F.softplus(self.rho)
         s, a = s[:, 1], (a[:, 1], metrics.pop("w"))  # the method: no w beside a
-        g, more = self.all(grad(self.inner_loss, has_aux=True))(self.theta, self.phi, alpha, s, a)
+        g, more = self.gradient(self.inner_loss, self.theta, self.phi, alpha, s, a)
         if move_alpha:
             more |= self.update_alpha(g, alpha, s, a)
         self.actor_adam.step(self.theta, g)
