@@ -22,6 +22,7 @@ Method, metrics and differences from the text: docs/aspc_diffusionql.md.
 import math
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -445,19 +446,17 @@ class Agent:
     def policy(self, k: int) -> Policy:
         """The k-th learner's, on the CPU and detached from training."""
         policy = Policy(self.buffer.widths[0], self.low.cpu(), self.high.cpu())
-        vector_to_parameters(self.theta[k].cpu().clone(), policy.actor.parameters())  # views of a vector of its own
-        vector_to_parameters(self.target_phi[k].flatten().cpu().clone(), policy.critics.parameters())
-        return policy
+        vector_to_parameters(self.theta[k].cpu(), policy.actor.parameters())
+        vector_to_parameters(self.target_phi[k].flatten().cpu(), policy.critics.parameters())
+        return deepcopy(policy)  # its parameters are views of one vector, which a file would hold whole
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""
-        tensors = {
-            "actor": self.theta, "target_actor": self.target_theta,
-            "critics": self.phi, "target_critics": self.target_phi, "rho": self.rho, "ema": self.ema,
-        }
+        state = {"actor": self.theta, "target_actor": self.target_theta, "rho": self.rho, "ema": self.ema}
+        state |= {"critics": self.phi, "target_critics": self.target_phi}
         for name, adam in {"actor": self.actor_adam, "critics": self.critic_adam, "rho": self.rho_adam}.items():
-            tensors |= {f"{name}.adam.{key}": tensor for key, tensor in vars(adam).items()}
-        return tensors
+            state |= {f"{name}.adam.{key}": tensor for key, tensor in vars(adam).items()}
+        return state
 
 
 # --- Main -------------------------------------------------------------------------------------------------------------

@@ -433,19 +433,19 @@ class Agent:
     def policy(self, k: int) -> Policy:
         """The k-th learner's, on the CPU and detached from training."""
         policy = Policy(deepcopy(self.mu.module).cpu())
-        vector_to_parameters(self.theta[k].cpu().clone(), policy.actor.parameters())  # views of a vector of its own
-        return policy
+        vector_to_parameters(self.theta[k].cpu(), policy.actor.parameters())
+        return deepcopy(policy)  # its parameters are views of one vector, which a file would hold whole
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""
-        tensors = {
+        state = {
             "actor": self.theta, "teacher": self.psi, "critics": self.phi, "target_critics": self.target_phi,
             "rho": self.rho, "ema": self.ema,
         }
         adams = self.actor_adam, self.teacher_adam, self.critic_adam, self.rho_adam
         for name, adam in zip(("actor", "teacher", "critics", "rho"), adams, strict=True):
-            tensors |= {f"{name}.adam.{key}": tensor for key, tensor in vars(adam).items()}
-        return tensors
+            state |= {f"{name}.adam.{key}": tensor for key, tensor in vars(adam).items()}
+        return state
 
 
 # --- Main -------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ Method, metrics and what the paper leaves open: docs/aspc_iql.md.
 
 import math
 import sys
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -402,19 +403,19 @@ class Agent:
     def policy(self, k: int) -> Policy:
         """The k-th learner's, on the CPU and detached from training."""
         policy = Policy(self.buffer.mean[k], self.buffer.std[k], self.low.cpu(), self.high.cpu())
-        vector_to_parameters(self.theta[k].cpu().clone(), policy.actor.parameters())  # views of a vector of its own
-        return policy
+        vector_to_parameters(self.theta[k].cpu(), policy.actor.parameters())
+        return deepcopy(policy)  # its parameters are views of one vector, which a file would hold whole
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""
-        tensors = {
+        state = {
             "actor": self.theta, "critics": self.phi, "target_critics": self.target_phi, "value": self.psi,
             "rho": self.rho, "ema": self.ema,
         }
         adams = {"actor": self.actor_adam, "critics": self.critic_adam, "value": self.value_adam, "rho": self.rho_adam}
         for name, adam in adams.items():
-            tensors |= {f"{name}.adam.{key}": tensor for key, tensor in vars(adam).items()}
-        return tensors
+            state |= {f"{name}.adam.{key}": tensor for key, tensor in vars(adam).items()}
+        return state
 
 
 # --- Main -------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ Method, metrics and differences from the official code: docs/a2pr.md.
 """
 
 import sys
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -396,22 +397,19 @@ class Agent:
         """The k-th learner's, on the CPU and detached from training."""
         low, high, layers = self.low.cpu(), self.high.cpu(), len(self.pi.shapes) // 2 - 1
         policy = Policy(self.buffer.mean[k], self.buffer.std[k], low, high, layers)
-        vector_to_parameters(self.theta[k].cpu().clone(), policy.actor.parameters())  # views of a vector of its own
-        return policy
+        vector_to_parameters(self.theta[k].cpu(), policy.actor.parameters())
+        return deepcopy(policy)  # its parameters are views of one vector, which a file would hold whole
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""
-        tensors = {
-            "actor": self.theta, "target_actor": self.target_theta,
-            "critics": self.phi, "target_critics": self.target_phi,
-            "value": self.psi, "vae": self.omega,
-        }
+        state = {"actor": self.theta, "target_actor": self.target_theta, "value": self.psi, "vae": self.omega}
+        state |= {"critics": self.phi, "target_critics": self.target_phi}
         adams = {
             "actor": self.actor_adam, "critics": self.critic_adam, "value": self.value_adam, "vae": self.vae_adam
         }  # fmt: skip
         for name, adam in adams.items():
-            tensors |= {f"{name}.adam.{key}": tensor for key, tensor in vars(adam).items()}
-        return tensors
+            state |= {f"{name}.adam.{key}": tensor for key, tensor in vars(adam).items()}
+        return state
 
 
 # --- Main -------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ Method, metrics and differences from the official code: docs/td3bc.md.
 """
 
 import sys
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -296,18 +297,16 @@ class Agent:
     def policy(self, k: int) -> Policy:
         """The k-th learner's, on the CPU and detached from training."""
         policy = Policy(self.buffer.mean[k], self.buffer.std[k], self.low.cpu(), self.high.cpu())
-        vector_to_parameters(self.theta[k].cpu().clone(), policy.actor.parameters())  # views of a vector of its own
-        return policy
+        vector_to_parameters(self.theta[k].cpu(), policy.actor.parameters())
+        return deepcopy(policy)  # its parameters are views of one vector, which a file would hold whole
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, except the generators, by name: the tensors themselves, not copies."""
-        tensors = {
-            "actor": self.theta, "target_actor": self.target_theta,
-            "critics": self.phi, "target_critics": self.target_phi,
-        }
+        state = {"actor": self.theta, "target_actor": self.target_theta}
+        state |= {"critics": self.phi, "target_critics": self.target_phi}
         for name, adam in {"actor": self.actor_adam, "critics": self.critic_adam}.items():
-            tensors |= {f"{name}.adam.{key}": tensor for key, tensor in vars(adam).items()}
-        return tensors
+            state |= {f"{name}.adam.{key}": tensor for key, tensor in vars(adam).items()}
+        return state
 
 
 # --- Main -------------------------------------------------------------------------------------------------------------
