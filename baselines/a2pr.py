@@ -367,7 +367,8 @@ class Agent:
             least_y = torch.minimum(y[:, i], online_y)
             g, (v, value_metrics) = self.gradient(self.value_loss, self.psi, s[:, i], least_y)
             self.value_adam.step(self.psi, g)
-            advantage = self.all(self.q)(self.phi[:, 0], s[:, i], a[:, i]) - v  # critics after their step, V before its
+            # of the critics after their step and V before its
+            advantage = self.all(lambda phi, s, a: self.q(phi[0], s, a))(self.phi, s[:, i], a[:, i]) - v
             g, vae_metrics = self.gradient(self.vae_loss, self.omega, advantage, s[:, i], a[:, i], vae_noise[:, i])
             self.vae_adam.step(self.omega, g, VAE_LEARNING_RATE)
         s, a = s[:, 1], a[:, 1]
