@@ -352,9 +352,9 @@ class Agent:
 
     # --- ASPC: the learnable scale ---
 
-    def inner_slope(self, phi: Tensor, s: Tensor, actions: Tensor, log_u: Tensor) -> Tensor:
+    def inner_slope(self, phi: Tensor, s: Tensor, actions: Tensor, log_u: Tensor) -> tuple[Tensor, Metrics]:
         """∂L_inner/∂α = Σ_j C_j, whose gradient in φ is the mixed derivative ∂g/∂α of g = ∇_φ L_inner."""
-        return self.penalty(self.twins(phi, s, actions), log_u)
+        return self.penalty(self.twins(phi, s, actions), log_u), {}
 
     def outer_loss(
         self, new_phi: Tensor, alpha: Tensor, ema: Tensor, s: Tensor, actions: Tensor, log_u: Tensor
@@ -390,7 +390,7 @@ class Agent:
         def outer(g):
             return self.all(self.outer_loss)(self.inner_step(g), alpha, self.ema, s, actions, log_u)
 
-        g_slope = self.all(grad(self.inner_slope))(self.phi, s, actions, log_u)  # ∂g/∂α
+        g_slope, _ = self.gradient(self.inner_slope, self.phi, s, actions, log_u)  # ∂g/∂α
         _, pulls, metrics = jvp(outer, (g,), (g_slope,), has_aux=True)
         # times the derivative of softplus; jvp may have made float64 of what met a Python number
         pull_q, pull_penalty = (pull.to(self.rho) * self.rho.sigmoid() for pull in pulls)

@@ -357,10 +357,10 @@ class Agent:
 
     # --- ASPC: the learnable scale ---
 
-    def inner_slope(self, theta: Tensor, phi: Tensor, s: Tensor, noise: Noise) -> Tensor:
+    def inner_slope(self, theta: Tensor, phi: Tensor, s: Tensor, noise: Noise) -> tuple[Tensor, Metrics]:
         """∂L_inner/∂α, whose gradient in θ is the mixed derivative ∂g/∂α of g = ∇_θ L_inner."""
         q, scale = self.q_term(theta, phi, s, noise)
-        return -q / scale
+        return -q / scale, {}
 
     def outer_loss(
         self, new_theta: Tensor, phi: Tensor, alpha: Tensor, ema: Tensor, s: Tensor, a: Tensor, noise: Noise
@@ -392,8 +392,8 @@ class Agent:
 
         g is the clipped gradient, and ∂g/∂α takes the factor that clipped it, (K,), for a constant.
         """
-        g_slope = factor[:, None] * self.all(grad(self.inner_slope))(self.theta, self.phi, s, noise)  # ∂g/∂α
-        new_theta, slope = jvp(self.inner_step, (g,), (g_slope,))  # θ̃, ∂θ̃/∂α
+        g_slope, _ = self.gradient(self.inner_slope, self.theta, self.phi, s, noise)
+        new_theta, slope = jvp(self.inner_step, (g,), (factor[:, None] * g_slope,))  # θ̃, ∂θ̃/∂α
         outer_g, metrics = self.gradient(self.outer_loss, new_theta, self.phi, alpha, self.ema, s, a, noise)
         rho_g = (outer_g * slope).sum(1) * self.rho.sigmoid()  # the derivative of softplus
         decay = 0.01 ** (self.rho_adam.t / max(1, self.args.total_steps // self.period_steps))

@@ -351,10 +351,10 @@ class Agent:
 
     # --- ASPC: the learnable scale ---
 
-    def inner_slope(self, theta: Tensor, phi: Tensor, s: Tensor, z: Tensor) -> Tensor:
+    def inner_slope(self, theta: Tensor, phi: Tensor, s: Tensor, z: Tensor) -> tuple[Tensor, Metrics]:
         """∂L_inner/∂α, whose gradient in θ is the mixed derivative ∂g/∂α of g = ∇_θ L_inner."""
         q = self.value(phi, s, self.mu(theta, s, z))
-        return -q.mean() / q.abs().mean().detach()
+        return -q.mean() / q.abs().mean().detach(), {}
 
     def outer_loss(
         self, new_theta: Tensor, phi: Tensor, alpha: Tensor, ema: Tensor, s: Tensor, z: Tensor, imitated: Tensor
@@ -383,7 +383,7 @@ class Agent:
 
     def update_alpha(self, g: Tensor, alpha: Tensor, s: Tensor, z: Tensor, imitated: Tensor) -> Metrics:
         """One step on ρ along ∂L_outer/∂θ̃ · ∂θ̃/∂α · ∂α/∂ρ (eq. 10), before θ takes the step along g that it judges."""
-        g_slope = self.all(grad(self.inner_slope))(self.theta, self.phi, s, z)  # ∂g/∂α
+        g_slope, _ = self.gradient(self.inner_slope, self.theta, self.phi, s, z)  # ∂g/∂α
         new_theta, slope = jvp(self.inner_step, (g,), (g_slope,))  # θ̃, ∂θ̃/∂α
         outer_g, metrics = self.gradient(self.outer_loss, new_theta, self.phi, alpha, self.ema, s, z, imitated)
         rho_g = (outer_g * slope).sum(1) * self.rho.sigmoid()  # the derivative of softplus

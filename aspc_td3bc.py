@@ -281,10 +281,14 @@ class Agent:
 
     # --- ASPC: the learnable scale ---
 
-    def inner_slope(self, theta: Tensor, phi: Tensor, s: Tensor) -> Tensor:
+    def inner_slope(self, theta: Tensor, phi: Tensor, s: Tensor) -> tuple[Tensor, Metrics]:
         """∂L_inner/∂α, whose gradient in θ is the mixed derivative ∂g/∂α of g = ∇_θ L_inner."""
         q = self.q(phi[0], s, self.pi(theta, s))
-        return -q.mean() / q.abs().mean().detach()
+        return -q.mean() / q.abs().mean().detach(), {}
+
+    def l_bc(self, delta_q: Tensor, bc: Tensor, new_bc: Tensor) -> Tensor:
+        """Eq. 8, from ΔQ and ‖π(s) − a‖² before and after the step, both (B,)."""
+        return delta_q.detach().square() * bc.max() * (new_bc - bc).abs().max()
 
     def outer_loss(
         self, new_theta: Tensor, theta: Tensor, phi: Tensor, alpha: Tensor, ema: Tensor, s: Tensor, a: Tensor
@@ -298,7 +302,7 @@ class Agent:
         delta_q = (1 - self.args.ema) * (q.mean() - ema)
         l_alpha = -alpha / q.abs().mean().detach() * q.mean() + new_bc.mean()  # eq. 6
         l_q = delta_q.square()  # eq. 7
-        l_bc = delta_q.detach().square() * bc.max() * (new_bc - bc).abs().max()  # eq. 8
+        l_bc = self.l_bc(delta_q, bc, new_bc)
         loss = l_alpha + self.args.l_q_coef * l_q + self.args.l_bc_coef * l_bc  # eq. 9
         return loss, {
             "losses/outer": loss, "losses/L_alpha": l_alpha, "losses/L_Q": l_q, "losses/L_BC": l_bc,
@@ -315,7 +319,7 @@ class Agent:
 
     def update_alpha(self, g: Tensor, alpha: Tensor, s: Tensor, a: Tensor) -> Metrics:
         """One step on ρ along ∂L_outer/∂θ̃ · ∂θ̃/∂α · ∂α/∂ρ (eq. 10), before θ takes the step along g that it judges."""
-        g_slope = self.all(grad(self.inner_slope))(self.theta, self.phi, s)  # ∂g/∂α
+        g_slope, _ = self.gradient(self.inner_slope, self.theta, self.phi, s)  # ∂g/∂α
         new_theta, slope = jvp(self.inner_step, (g,), (g_slope,))  # θ̃, ∂θ̃/∂α
         outer_g, metrics = self.gradient(self.outer_loss, new_theta, self.theta, self.phi, alpha, self.ema, s, a)
         rho_g = (outer_g * slope).sum(1) * self.rho.sigmoid()  # the derivative of softplus

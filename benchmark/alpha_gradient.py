@@ -60,7 +60,8 @@ class Probe(fresh_outer_batch.Agent):
 
     def update_alpha(self, g, alpha, s, a):
         slope_of = functools.partial(aspc_td3bc.Agent.inner_slope, self)
-        new_theta, slope = jvp(self.inner_step, (g,), (self.all(grad(slope_of))(self.theta, self.phi, s),))
+        g_slope, _ = self.gradient(slope_of, self.theta, self.phi, s)
+        new_theta, slope = jvp(self.inner_step, (g,), (g_slope,))
         for which, judged in (("same", (s, a)), ("fresh", self.outer_batch)):
             for name in TERMS:
                 outer_g = self.all(grad(self.term(name)))(

@@ -81,7 +81,7 @@ class Agent(aspc_td3bc.Agent):
         delta_q = (1 - self.args.ema) * (q.mean() - ema)
         l_alpha = -alpha / q.abs().mean().detach() * q.mean() + (w * new_bc).mean()  # eq. 6; the method: no w
         l_q = delta_q.square()  # eq. 7
-        l_bc = delta_q.detach().square() * bc.max() * (new_bc - bc).abs().max()  # eq. 8
+        l_bc = self.l_bc(delta_q, bc, new_bc)
         loss = l_alpha + self.args.l_q_coef * l_q + self.args.l_bc_coef * l_bc  # eq. 9
         return loss, {
             "losses/outer": loss, "losses/L_alpha": l_alpha, "losses/L_Q": l_q, "losses/L_BC": l_bc,

@@ -29,7 +29,7 @@ class Agent(aspc_td3bc.Agent):
 
     def inner_slope(self, theta, phi, s):
         q = self.q(phi[0], s, self.pi(theta, s))
-        return -q.mean() / spread(q)
+        return -q.mean() / spread(q), {}
 
     def outer_loss(self, new_theta, theta, phi, alpha, ema, s, a):
         pi, new_pi = self.pi(theta, s), self.pi(new_theta, s)
@@ -38,7 +38,7 @@ class Agent(aspc_td3bc.Agent):
         delta_q = (1 - self.args.ema) * (q.mean() - ema)
         l_alpha = -alpha / spread(q) * q.mean() + new_bc.mean()  # eq. 6
         l_q = delta_q.square()  # eq. 7
-        l_bc = delta_q.detach().square() * bc.max() * (new_bc - bc).abs().max()  # eq. 8
+        l_bc = self.l_bc(delta_q, bc, new_bc)
         loss = l_alpha + self.args.l_q_coef * l_q + self.args.l_bc_coef * l_bc  # eq. 9
         return loss, {
             "losses/outer": loss, "losses/L_alpha": l_alpha, "losses/L_Q": l_q, "losses/L_BC": l_bc,

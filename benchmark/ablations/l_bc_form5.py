@@ -17,19 +17,8 @@ from benchmark.ablations.common import run  # noqa: E402
 
 
 class Agent(aspc_td3bc.Agent):
-    def outer_loss(self, new_theta, theta, phi, alpha, ema, s, a):
-        pi, new_pi = self.pi(theta, s), self.pi(new_theta, s)
-        q = self.q(phi[0], s, new_pi)
-        bc, new_bc = (pi - a).square().mean(-1), (new_pi - a).square().mean(-1)  # (B,)
-        delta_q = (1 - self.args.ema) * (q.mean() - ema)
-        l_alpha = -alpha / q.abs().mean().detach() * q.mean() + new_bc.mean()  # eq. 6
-        l_q = delta_q.square()  # eq. 7
-        l_bc = delta_q.detach().square() * bc.mean() * (new_bc - bc).abs().mean()  # Table 13 (5); the method: max, max
-        loss = l_alpha + self.args.l_q_coef * l_q + self.args.l_bc_coef * l_bc  # eq. 9
-        return loss, {
-            "losses/outer": loss, "losses/L_alpha": l_alpha, "losses/L_Q": l_q, "losses/L_BC": l_bc,
-            "aspc/delta_q": delta_q, "aspc/bc": new_bc.mean(),
-        }  # fmt: skip
+    def l_bc(self, delta_q, bc, new_bc):
+        return delta_q.detach().square() * bc.mean() * (new_bc - bc).abs().mean()  # Table 13 (5); the method: max, max
 
 
 if __name__ == "__main__":
