@@ -24,6 +24,15 @@ def process():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """Put back the handlers that a run which ended by an exception leaves installed."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def float64():
     torch.set_default_dtype(torch.float64)

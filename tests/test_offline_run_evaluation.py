@@ -41,15 +41,6 @@ def finished(tmp_path_factory) -> list[Path]:
     return train(tmp_path_factory.mktemp("finished"))
 
 
-@pytest.fixture(autouse=True)
-def signal_handlers():
-    """Put back the handlers that a run which ended by an exception leaves installed."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
 def policy(noise: float = 0.2, scale: float = 1.0, dtype=torch.float32) -> toy.Policy:
     weight = torch.tensor([[-0.5, 0.1], [0.2, -0.4]], dtype=dtype)
     return toy.Policy(scale * weight, torch.tensor(noise, dtype=dtype), torch.zeros(()))

@@ -45,15 +45,6 @@ def finished(tmp_path_factory) -> list[Path]:
     return train(tmp_path_factory.mktemp("finished"))
 
 
-@pytest.fixture(autouse=True)
-def signal_handlers():
-    """Put back the handlers that a run which ended by an exception leaves installed."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
 # --- Signals ----------------------------------------------------------------------------------------------------------
 
 

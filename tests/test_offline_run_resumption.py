@@ -3,7 +3,6 @@
 import gc
 import json
 import shutil
-import signal
 from pathlib import Path
 
 import filelock
@@ -29,15 +28,6 @@ from toy_runs import (
 def finished(tmp_path_factory) -> list[Path]:
     """The directories of an uninterrupted run."""
     return train(tmp_path_factory.mktemp("finished"))
-
-
-@pytest.fixture(autouse=True)
-def signal_handlers():
-    """Put back the handlers that a run which ended by an exception leaves installed."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def copied(runs: list[Path], folder: Path, complete: bool = False) -> list[Path]:
