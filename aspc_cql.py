@@ -290,7 +290,7 @@ class Agent:
 
     def gradient(self, loss, theta: Tensor, *inputs) -> tuple:
         """Of a loss of one learner, for all K: its gradient in theta, (K, n), and what it gives beside (metrics)."""
-        if torch.compiler.is_compiling():  # it follows torch.func alone, which is slower where nothing is compiled
+        if torch.compiler.is_compiling():  # it can trace torch.func alone; without it that is slower
             return self.all(grad(loss, has_aux=True))(theta, *inputs)
         theta = theta.detach().requires_grad_()
         losses, metrics = self.all(loss)(theta, *inputs)
