@@ -66,27 +66,22 @@ class Agent(aspc_td3bc.Agent):
         self.target_phi.lerp_(self.phi, aspc_td3bc.TAU)
         return metrics | more
 
+    def weighting(self, theta, s, a, w):
+        """What w changes in mean ‖π(s) − a‖²."""
+        return ((w - 1) * (self.pi(theta, s) - a).square().mean(-1)).mean()
+
     def inner_loss(self, theta, phi, alpha, s, a):
         a, w = a
-        pi = self.pi(theta, s)
-        q, bc = self.q(phi[0], s, pi), (w * (pi - a).square().mean(-1)).mean()  # the method: no w
-        loss = -alpha / q.abs().mean().detach() * q.mean() + bc
-        return loss, {"losses/actor": loss, "losses/q": q.mean()}
+        loss, metrics = super().inner_loss(theta, phi, alpha, s, a)
+        loss = loss + self.weighting(theta, s, a, w)
+        return loss, metrics | {"losses/actor": loss}
 
     def outer_loss(self, new_theta, theta, phi, alpha, ema, s, a):
         a, w = a
-        pi, new_pi = self.pi(theta, s), self.pi(new_theta, s)
-        q = self.q(phi[0], s, new_pi)
-        bc, new_bc = (pi - a).square().mean(-1), (new_pi - a).square().mean(-1)  # (B,)
-        delta_q = (1 - self.args.ema) * (q.mean() - ema)
-        l_alpha = -alpha / q.abs().mean().detach() * q.mean() + (w * new_bc).mean()  # eq. 6; the method: no w
-        l_q = delta_q.square()  # eq. 7
-        l_bc = self.l_bc(delta_q, bc, new_bc)
-        loss = l_alpha + self.args.l_q_coef * l_q + self.args.l_bc_coef * l_bc  # eq. 9
-        return loss, {
-            "losses/outer": loss, "losses/L_alpha": l_alpha, "losses/L_Q": l_q, "losses/L_BC": l_bc,
-            "aspc/delta_q": delta_q, "aspc/bc": new_bc.mean(), "aspc/bc_weight": w.mean(),
-        }  # fmt: skip
+        loss, metrics = super().outer_loss(new_theta, theta, phi, alpha, ema, s, a)
+        change = self.weighting(new_theta, s, a, w)  # of L_alpha, eq. 6
+        metrics |= {"losses/outer": loss + change, "losses/L_alpha": metrics["losses/L_alpha"] + change}
+        return loss + change, metrics | {"aspc/bc_weight": w.mean()}
 
     def tensors(self):
         adam = {f"value.adam.{key}": tensor for key, tensor in vars(self.value_adam).items()}
