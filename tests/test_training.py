@@ -3,12 +3,13 @@
 import gymnasium
 import numpy as np
 import pytest
-from test_data import UMAZE, cache, rows, small_umaze, write  # noqa: F401  (cache is in force for every test here)
+from toy_data import rows, write
 
 import d4rl_gymnasium as d4rl
 from d4rl_gymnasium import data
 
 MEDIUM, EXPERT = "hopper-medium-v2", "hopper-expert-v2"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
@@ -45,16 +46,6 @@ def test_a_path_goes_with_one_task(hopper_files):
     assert d4rl.load_tasks([MEDIUM], str(hopper_files[EXPERT])).files[0].path == hopper_files[EXPERT]
     with pytest.raises(d4rl.DatasetError, match="--dataset-path gives the data of one task, and --env-id names 2"):
         d4rl.load_tasks([MEDIUM, EXPERT], str(hopper_files[EXPERT]))
-
-
-def test_stand_ins_can_be_refused():
-    with pytest.raises(d4rl.DatasetError, match="D4RL's file is not on this machine"):
-        d4rl.load_tasks([MEDIUM], stand_in=False)
-
-
-def test_data_is_collected(small_umaze):  # noqa: F811
-    (transitions,) = d4rl.load_tasks([UMAZE.env_id]).transitions
-    assert transitions["observations"].shape[1] == 4
 
 
 @pytest.mark.parametrize(
