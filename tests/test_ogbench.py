@@ -287,7 +287,7 @@ def test_environments_leave_no_files(monkeypatch, tmp_path):
 def test_every_script_runs(script, tmp_path):
     module, path = load_script(script), write(tmp_path / FILE, rows(LARGE[0]))
     arguments = {
-        "env_id": LARGE[0], "dataset_path": str(path), "runs_dir": str(tmp_path / "runs"), "device": "cpu",
+        "env_id": (LARGE[0],), "dataset_path": str(path), "runs_dir": str(tmp_path / "runs"), "device": "cpu",
         "total_steps": 20, "batch_size": 8, "eval_episodes": 1, "final_eval_episodes": 2,
     }  # fmt: skip
     module.main(module.Args(**fitting(script, arguments)))
