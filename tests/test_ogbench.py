@@ -136,8 +136,7 @@ def test_download(ogbench_cache, host, monkeypatch, tmp_path):
     requests = len(host.requests)
     assert d4rl.find_dataset(env_like(LARGE[0])) == dataset and len(host.requests) == requests
     (ogbench_cache / FILE).write_bytes(write(tmp_path / FILE, rows(LARGE[1])).read_bytes())
-    with pytest.raises(d4rl.DatasetError, match="has changed since it was stored"):
-        d4rl.find_dataset(env_like(LARGE[0]))
+    refused("has changed since it was stored", env=env_like(LARGE[0]))
 
 
 @pytest.mark.parametrize(
@@ -154,15 +153,15 @@ def test_download(ogbench_cache, host, monkeypatch, tmp_path):
 )
 def test_damaged_data_get_a_sentence(key, change, words, tmp_path):
     path = write(tmp_path / "my.npz", changed(rows(LARGE[0]), **{key: change}))
-    refused(path, words, env_like(LARGE[0]))
+    refused(words, path, env_like(LARGE[0]))
 
 
 def test_files_of_other_tasks(tmp_path):
     giant = write(tmp_path / d4rl.ALL_TASKS[GIANT[0]].file_name, rows(GIANT[0]))
     env = env_like("antmaze-large-play-v2")
-    refused(giant, "is data for antmaze-giant", env_like(LARGE[0]))
-    refused(giant, "is data for antmaze-giant", env)
-    refused(giant.rename(tmp_path / "my.npz"), "has no rewards: only OGBench's tasks", env)
+    refused("is data for antmaze-giant", giant, env_like(LARGE[0]))
+    refused("is data for antmaze-giant", giant, env)
+    refused("has no rewards: only OGBench's tasks", giant.rename(tmp_path / "my.npz"), env)
 
 
 # --- Environments, against the package --------------------------------------------------------------------------------

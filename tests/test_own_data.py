@@ -65,26 +65,21 @@ def test_d4rls_files_keep_d4rls_rule(how, cache, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "source, own",
+    "source, own, stand_in",
     [
-        ("a robot of mine", True),
-        ("D4RL (downloaded from http://host/file)", False),
-        (HOPPER.collected_source, False),
+        ("a robot of mine", True, False),
+        ("D4RL (downloaded from http://host/file)", False, False),
+        (HOPPER.collected_source, False, True),
     ],
 )
-def test_whose_file_it_is(tmp_path, source, own):
-    env = env_like()
-    path = write(tmp_path / "file.hdf5", rows(), {"source": source})
-    assert d4rl.find_dataset(env, path).own == own
-    assert d4rl.find_dataset(env, path.rename(tmp_path / HOPPER.file_name)).own == own  # the word goes before the name
-
-
-def test_own_data_are_no_stand_in(tmp_path):
+def test_whose_file_it_is(tmp_path, source, own, stand_in):
+    """What it says of its source goes before its name, and the name of a user's file says nothing of the kind."""
     env = env_like()
     assert not d4rl.find_dataset(env, write(tmp_path / "my stand-in.hdf5", rows())).stand_in
-    assert not d4rl.find_dataset(env, write(tmp_path / "stand-in.hdf5", rows(), {"source": "my robot"})).stand_in
-    path = write(tmp_path / "a.hdf5", rows(), {"source": HOPPER.collected_source})
-    assert d4rl.find_dataset(env, path).stand_in
+    path = write(tmp_path / "my stand-in.hdf5", rows(), {"source": source})
+    dataset = d4rl.find_dataset(env, path)
+    assert (dataset.own, dataset.stand_in) == (own, stand_in)
+    assert d4rl.find_dataset(env, path.rename(tmp_path / HOPPER.file_name)).own == own
 
 
 def test_episodes_of_own_data_are_counted_from_their_start(tmp_path):
@@ -257,7 +252,7 @@ def test_values_that_lie_elsewhere(tmp_path, key, kind):
             file.create_group(f"{key}/position")
     message = rf"{key} is a group \(of position\)" if kind == "group" else f"{key} is no array of this file but a link"
     for there in (True, False):
-        refused(path, message)
+        refused(message, path)
         if there:
             other.unlink()
 
@@ -277,7 +272,7 @@ def test_rows_that_were_never_written(tmp_path, chunks):
         reserved = file.create_dataset("observations", (50, 11), "f4", chunks=chunks)
         if chunks:
             reserved[:20] = rows()["observations"][:20]
-    refused(path, r"observations has shape \(50, 11\), but not all of it was ever written")
+    refused(r"observations has shape \(50, 11\), but not all of it was ever written", path)
 
 
 def test_rewards_and_flags_may_be_left_at_zero(tmp_path):
@@ -326,7 +321,7 @@ def test_claimed_sizes_are_compared_before_anything_is_read(tmp_path, sizes, mes
 def test_more_than_the_memory_holds(tmp_path, monkeypatch):
     path = write(tmp_path / "own.hdf5", rows(1000))
     monkeypatch.setattr(rows_module, "_memory", lambda: 100_000)
-    refused(path, r"observations has shape \(1000, 11\), and to read the dataset takes .* more than this machine has")
+    refused(r"observations has shape \(1000, 11\), and to read the dataset takes .* more than this machine has", path)
 
 
 # --- Other forms -----------------------------------------------------------------------------------------------------
@@ -356,7 +351,7 @@ def test_npz_that_claims_a_size(tmp_path):
             head = io.BytesIO()
             np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": shape})
             archive.writestr(f"{key}.npy", head.getvalue())
-    refused(tmp_path / "own.npz", r"observations has shape \(1000000000000, 11\), and to read the dataset takes")
+    refused(r"observations has shape \(1000000000000, 11\), and to read the dataset takes", tmp_path / "own.npz")
 
 
 def test_one_number_a_row(tmp_path):

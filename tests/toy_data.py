@@ -80,14 +80,17 @@ def env_like(env_id=HOPPER.env_id, horizon=None):
     return env
 
 
-def transitions_of(path, env=None, **options):
+def transitions_of(path=None, env=None, **options):
+    """The transitions of a file, or of the data that `find_dataset` finds; for hopper, or another environment."""
     env = env or env_like()
     return d4rl.qlearning_dataset(env, d4rl.find_dataset(env, path), **options)
 
 
-def refused(path, message, env=None):
-    with pytest.raises(d4rl.DatasetError, match=message):
+def refused(message, path=None, env=None):
+    """Asserts that there are no such transitions but a DatasetError that has this message, and returns all of it."""
+    with pytest.raises(d4rl.DatasetError, match=message) as error:
         transitions_of(path, env)
+    return str(error.value)
 
 
 @pytest.fixture
