@@ -22,10 +22,16 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 def downloaded(answer, part):
-    """What a host that answers so has written to the file `part` in the end."""
-    with server(answer) as url:
+    """What `download` gets of a host where `answer(connection, start)` is called, and the starts that it asks for."""
+    starts = []
+
+    def talk(connection, request):
+        starts.append(first_byte(request))
+        answer(connection, starts[-1])
+
+    with server(talk) as url:
         download.download(f"{url}/file", part)
-    return part.read_bytes()
+    return part.read_bytes(), starts
 
 
 @pytest.fixture
@@ -37,55 +43,51 @@ def quick(monkeypatch):
 
 
 def test_a_host_that_resets_every_900_kb_is_finished(tmp_path):
-    content, starts = os.urandom(12_000_000), []
+    content = os.urandom(12_000_000)
 
-    def answer(connection, request):
-        starts.append(first_byte(request))
-        connection.sendall(head(starts[-1], len(content)) + content[starts[-1] : starts[-1] + 900_000])
+    def answer(connection, start):
+        connection.sendall(head(start, len(content)) + content[start : start + 900_000])
         time.sleep(0.05)  # for what was sent to arrive
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets
 
-    assert downloaded(answer, tmp_path / "part") == content
-    assert starts == list(range(0, 12_000_000, 900_000))  # nothing was asked for twice
+    starts = list(range(0, 12_000_000, 900_000))  # nothing is asked for twice
+    assert downloaded(answer, tmp_path / "part") == (content, starts)
 
 
 def test_a_stalled_connection_goes_on_where_it_stopped(tmp_path, quick):
-    content, starts = os.urandom(3_000_000), []
+    content = os.urandom(3_000_000)
 
-    def answer(connection, request):
-        starts.append(first_byte(request))
-        connection.sendall(head(starts[-1], len(content)) + content[starts[-1] : starts[-1] + 700_123])
+    def answer(connection, start):
+        connection.sendall(head(start, len(content)) + content[start : start + 700_123])
         time.sleep(1.5)
 
-    assert downloaded(answer, tmp_path / "part") == content and starts == list(range(0, 3_000_000, 700_123))
+    assert downloaded(answer, tmp_path / "part") == (content, list(range(0, 3_000_000, 700_123)))
 
 
 def test_chunks_that_break_off_are_not_the_end(tmp_path):
     """Without a length only the last chunk tells that all is there."""
-    requests = []
 
-    def answer(connection, request):
-        requests.append(first_byte(request))
+    def answer(connection, start):
         connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nwhole\r\n")
-        if len(requests) > 1:
+        if start:
             connection.sendall(b"5\r\n file\r\n0\r\n\r\n")
 
-    assert downloaded(answer, tmp_path / "part") == b"whole file" and requests == [0, 5]
+    assert downloaded(answer, tmp_path / "part") == (b"whole file", [0, 5])
 
 
 def test_a_host_that_is_away_for_a_while(tmp_path):
     """Once it has sent something, it is waited for; one that never answers is given up at once."""
     content, requests = os.urandom(100_000), []
 
-    def answer(connection, request):
-        requests.append(first_byte(request))
+    def answer(connection, start):
+        requests.append(start)
         if len(requests) not in (2, 3):
-            connection.sendall(head(requests[-1], len(content)) + content[requests[-1] :][:60_000])
+            connection.sendall(head(start, len(content)) + content[start : start + 60_000])
 
-    assert downloaded(answer, tmp_path / "part") == content and requests == [0, 60_000, 60_000, 60_000]
+    assert downloaded(answer, tmp_path / "part") == (content, [0, 60_000, 60_000, 60_000])
     requests.clear()
     with pytest.raises(ConnectionError):
-        downloaded(lambda connection, request: requests.append(0), tmp_path / "other")
+        downloaded(lambda connection, start: requests.append(start), tmp_path / "other")
     assert len(requests) == 1
 
 
@@ -94,8 +96,8 @@ def test_no_host_is_asked_for_ever(tmp_path, quick, ranges):
     """One that never gets beyond the same byte, with and without an answer to Range."""
     requests = []
 
-    def answer(connection, request):
-        requests.append(first_byte(request) if ranges else 0)
+    def answer(connection, start):
+        requests.append(start if ranges else 0)
         connection.sendall(head(requests[-1], 10_000) + bytes(max(1000 - requests[-1], 0)))
 
     with pytest.raises(ConnectionError, match="lost 5 times without any progress"):
@@ -126,13 +128,13 @@ def test_a_host_above_the_floor_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "PATIENCE", 0.2)
     content = os.urandom(60_000)
 
-    def answer(connection, request):
+    def answer(connection, _):
         connection.sendall(head(0, len(content)))
         for start in range(0, len(content), 1000):
             connection.sendall(content[start : start + 1000])
             time.sleep(0.01)
 
-    assert downloaded(answer, tmp_path / "part") == content
+    assert downloaded(answer, tmp_path / "part") == (content, [0])
 
 
 # --- A file that changes ---------------------------------------------------------------------------------------------
@@ -177,8 +179,7 @@ def test_bytes_that_do_not_follow_are_not_appended(tmp_path, quick, first, span,
     """A host that knows Range and not If-Range."""
     content, newer, requests = os.urandom(10_000), os.urandom(10_000), []
 
-    def answer(connection, request):
-        start = first_byte(request)
+    def answer(connection, start):
         requests.append(start)
         if start:
             told = {"Content_Range": span and span.format(start=start), "Content_Length": None}
@@ -188,7 +189,7 @@ def test_bytes_that_do_not_follow_are_not_appended(tmp_path, quick, first, span,
         else:
             connection.sendall(head(0, 10_000, **then) + newer)
 
-    assert downloaded(answer, tmp_path / "part") == newer and requests == [0, 4000, 0]
+    assert downloaded(answer, tmp_path / "part") == (newer, [0, 4000, 0])
 
 
 @pytest.mark.parametrize("size", ["10000", "*"])
@@ -196,18 +197,16 @@ def test_bytes_that_do_not_follow_are_not_appended(tmp_path, quick, first, span,
 @pytest.mark.parametrize("then", [{}, {"ETag": 'W/"1"'}, {"Last_Modified": MONDAY}])
 def test_an_answer_short_of_words_goes_on(tmp_path, quick, first, then, size):
     """An answer to If-Range need not repeat what the host said of the file before."""
-    content, requests = os.urandom(10_000), []
+    content = os.urandom(10_000)
 
-    def answer(connection, request):
-        start = first_byte(request)
-        requests.append(start)
+    def answer(connection, start):
         if start:
             told = {"Content_Range": f"bytes {start}-9999/{size}", "Content_Length": None}
             connection.sendall(head(start, 10_000, **told, **then) + content[start : start + 4000])
         else:
             connection.sendall(head(0, 10_000, **first) + content[:4000])
 
-    assert downloaded(answer, tmp_path / "part") == content and requests == [0, 4000, 8000]
+    assert downloaded(answer, tmp_path / "part") == (content, [0, 4000, 8000])
 
 
 @pytest.mark.parametrize("note", ["", "half", "\x00\xff\n10", '"1"\n-3', '"1"\n10\n10'])
@@ -215,10 +214,10 @@ def test_a_note_that_cannot_be_read(tmp_path, note):
     (tmp_path / "part").write_bytes(b"01234")
     (tmp_path / "part.version").write_text(note, "latin-1")
 
-    def answer(connection, request):
-        connection.sendall(head(first_byte(request), 10, ETag='"1"') + b"56789")
+    def answer(connection, start):
+        connection.sendall(head(start, 10, ETag='"1"') + b"56789")
 
-    assert downloaded(answer, tmp_path / "part") == b"0123456789"
+    assert downloaded(answer, tmp_path / "part") == (b"0123456789", [5])
 
 
 def test_if_range_is_sent(tmp_path):
@@ -228,7 +227,8 @@ def test_if_range_is_sent(tmp_path):
         requests.append(request)
         connection.sendall(head(first_byte(request), 10, ETag='W/"weak"', Last_Modified=TUESDAY) + b"01234")
 
-    downloaded(answer, tmp_path / "part")
+    with server(answer) as url:
+        download.download(f"{url}/file", tmp_path / "part")
     assert "If-Range" not in requests[0] and f"If-Range: {TUESDAY}" in requests[1]
 
 
