@@ -259,14 +259,12 @@ def _locked(target: Path) -> Iterator[None]:
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(target.with_name(f".{target.name}.lock"))
     try:
-        lock.acquire(blocking=False)
+        held = lock.acquire(blocking=False)
     except filelock.Timeout:
         say(f"Another process is getting {target.name}: waiting for it.")
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def _download(task: Task, target: Path) -> None:
