@@ -156,6 +156,7 @@ def test_other_types_and_storage(tmp_path, change, options):
         (changed(rewards=lambda a: np.stack([a, a], 1)), r"rewards has shape \(50, 2\)"),
         (rows(observation_dim=17, action_dim=6), "not data for hopper-medium-v2: its observations have 17 dimensions"),
         (rows(action_dim=4), "actions have 4 dimensions, those of hopper-medium-v2 have 3"),
+        (rows() | {"next_observations": np.zeros((50, 12))}, "next_observations have other dimensions"),
         (changed(actions=lambda a: 3 * a), "actions reach from -[23].* but hopper-medium-v2 takes -1 to 1"),
     ],
 )
@@ -326,7 +327,7 @@ def test_a_silent_host_is_given_up_within_ten_seconds(monkeypatch):
         assert time.perf_counter() - start < 2
 
 
-def test_a_lost_connection_goes_on_where_it_stopped(cache, host, hdf5_bytes):
+def test_a_lost_connection_goes_on_where_it_stopped(host, hdf5_bytes):
     host.files[ON_HOST], host.versions = hdf5_bytes, ['"1"']  # without a version: test_a_host_that_is_away_for_a_while
     host.lose_after = [1_500_000, 10]
     assert d4rl.find_dataset(env_like()).path.read_bytes() == hdf5_bytes
@@ -368,7 +369,7 @@ def test_a_download_that_is_not_the_dataset(cache, host, hdf5_bytes, tmp_path):
         assert leftovers(cache) == []
 
 
-def test_a_download_with_another_sha256_than_the_release(cache, host, hdf5_bytes, monkeypatch):
+def test_a_download_with_another_sha256_than_the_release(host, hdf5_bytes, monkeypatch):
     task = d4rl.TASKS["hopper-medium-replay-v2"]
     host.files[f"/host/{task.dataset}"] = hdf5_bytes
     refused("what it sent is not this dataset", env=env_like(task.env_id))
@@ -473,7 +474,7 @@ def test_two_processes_want_one_file(cache, host, hdf5_bytes, killed):
         assert path == ON_HOST and int(wanted.removeprefix("bytes=").removesuffix("-")) >= 1 << 20
 
 
-def test_a_process_waits_while_another_collects(cache):
+def test_a_process_waits_while_another_collects():
     path = data.collected_path(UMAZE)
     path.parent.mkdir(parents=True)
     with filelock.FileLock(path.with_name(f".{path.name}.lock")):
@@ -517,7 +518,7 @@ def test_maze2d_is_collected(cache, host, small_collections):
 
 
 @pytest.mark.parametrize("rule", [None, 1, 3])
-def test_what_another_rule_collected_is_collected_anew(cache, small_collections, capsys, rule):
+def test_what_another_rule_collected_is_collected_anew(small_collections, capsys, rule):
     path = data.collected_path(UMAZE)
     old = write(path, rows(20, 4, 2), {"source": "collected"} | ({"rule": rule} if rule else {})).read_bytes()
     record = path.with_name(path.name + ".sha256")
@@ -532,13 +533,13 @@ def test_what_another_rule_collected_is_collected_anew(cache, small_collections,
     refused("has changed since it was stored", env=env_like(UMAZE.env_id))
 
 
-def test_stand_ins_of_the_first_rule_are_kept(cache):
+def test_stand_ins_of_the_first_rule_are_kept():
     path = write(data.collected_path(HOPPER), rows(), {"source": "a stand-in from before rules had a version"})
     assert data.collect(HOPPER).path == path
     assert data.find_local(HOPPER).source == "a stand-in from before rules had a version"
 
 
-def test_an_old_collection_stays_until_the_new_one_is_there(cache, small_collections, monkeypatch):
+def test_an_old_collection_stays_until_the_new_one_is_there(small_collections, monkeypatch):
     path = write(data.collected_path(UMAZE), rows(20, 4, 2))
     old = path.read_bytes()
 
