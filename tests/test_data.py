@@ -209,10 +209,13 @@ def test_data_of_another_robot_with_the_same_dimensions(tmp_path):
     assert d4rl.find_dataset(env_like("walker2d-expert-v2"), path)  # the same robot: another quality is a fair wish
 
 
-def test_a_path_with_a_tilde_and_spaces(tmp_path, monkeypatch):
+def test_a_path_with_a_tilde_and_spaces(tmp_path, monkeypatch, command):
     monkeypatch.setenv("HOME", str(tmp_path))
-    path = write(tmp_path / "my data" / "a b.hdf5", rows(), {"source": "a\nrobot of mine"})
-    dataset = d4rl.find_dataset(env_like(), "~/my data/a b.hdf5")
+    path, given = tmp_path / "my data" / "a b.hdf5", "~/my data/a b.hdf5"
+    write(path, rows(), {"source": "a\nrobot of mine"})
+    assert command("check", given)[0] == 0
+    assert command("info", HOPPER.env_id, "--dataset-path", given)[0] == 0
+    (dataset,) = d4rl.load_tasks([HOPPER.env_id], given).files
     assert dataset.path == path
     assert dataset.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert dataset.source == "given: a b.hdf5 (a robot of mine)"
@@ -726,10 +729,7 @@ def test_check(command, tmp_path):
     assert "not data for hopper-medium-v2" in command("check", path)[2]
     path.write_bytes(path.read_bytes()[:-50])
     assert "cut short" in command("check", path)[2]
-
-
-def test_check_knows_the_release(command, tmp_path):
-    path = write(tmp_path / "hopper_medium_replay-v2.hdf5", rows())
+    path = write(tmp_path / "hopper_medium_replay-v2.hdf5", rows())  # whose release is known
     assert "ANOTHER file" in command("check", path)[1]
 
 

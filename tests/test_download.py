@@ -291,15 +291,11 @@ def test_a_line_now_and_then_in_a_log(monkeypatch, capsys):
     assert lines[-1].startswith("collecting: 100%") and len(set(lines)) == len(lines)
 
 
-def test_nothing_is_said_of_what_is_quick(capsys):
+def test_nothing_is_said_of_what_is_quick_or_switched_off(monkeypatch, capsys):
     for _ in Progress(range(1000)):
         pass
     with Progress(total=10) as bar:
         bar.update(10)
-    assert capsys.readouterr().err == ""
-
-
-def test_switched_off(monkeypatch, capsys):
     monkeypatch.setattr(Progress, "INTERVAL", 0.0)
     assert list(Progress(range(3), disable=True)) == [0, 1, 2]
     assert capsys.readouterr().err == ""
