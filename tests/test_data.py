@@ -203,8 +203,9 @@ def test_a_file_of_another_kind(tmp_path):
         refused("is not there|is a folder", nowhere)
 
 
-def test_data_of_another_robot_with_the_same_dimensions(tmp_path):
-    path = write(tmp_path / "walker2d_medium-v2.hdf5", rows(observation_dim=17, action_dim=6))
+@pytest.mark.parametrize("name", ["walker2d_medium-v2.hdf5", "walker2d-medium-v2.hdf5"])  # D4RL's, and a collection's
+def test_data_of_another_robot_with_the_same_dimensions(tmp_path, name):
+    path = write(tmp_path / name, rows(observation_dim=17, action_dim=6))
     refused("is data for walker2d-medium-v2, another environment", path, env_like("halfcheetah-medium-v2"))
     assert d4rl.find_dataset(env_like("walker2d-expert-v2"), path)  # the same robot: another quality is a fair wish
 
