@@ -14,21 +14,11 @@ import gymnasium
 import h5py
 import numpy as np
 
-from d4rl_gymnasium import (
-    ALL_TASKS,
-    OGBENCH_TASKS,
-    TASKS,
-    DatasetError,
-    DatasetFile,
-    Task,
-    data,
-    find_dataset,
-    get_normalized_score,
-    transitions,
-)
+from d4rl_gymnasium import data, transitions
+from d4rl_gymnasium.data import DatasetFile, find_dataset
 from d4rl_gymnasium.progress import say
-from d4rl_gymnasium.rows import Rows, read_rows
-from d4rl_gymnasium.tasks import KNOWN_SHA256, OGBenchTask
+from d4rl_gymnasium.rows import DatasetError, Rows, read_rows
+from d4rl_gymnasium.tasks import ALL_TASKS, KNOWN_SHA256, OGBENCH_TASKS, TASKS, OGBenchTask, Task, get_normalized_score
 
 DOWNLOADS_AT_ONCE = 4
 
@@ -62,12 +52,10 @@ def local_state(task: Task) -> str:
 def info(args: argparse.Namespace) -> None:
     env = shape_of(args.env_id)
     task = ALL_TASKS.get(args.env_id)
-    horizon = env.spec.max_episode_steps
+    actions, horizon = env.action_space, env.spec.max_episode_steps
     print(args.env_id)
     show("observations", env.observation_space.shape[0])
-    show(
-        "actions", f"{env.action_space.shape[0]}, in [{env.action_space.low.min():g}, {env.action_space.high.max():g}]"
-    )
+    show("actions", f"{actions.shape[0]}, in [{actions.low.min():g}, {actions.high.max():g}]")
     show("horizon", f"{horizon} steps" if horizon else "none")
     if task:
         if args.env_id in TASKS:
@@ -127,11 +115,9 @@ def collect(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    # A file under the benchmark's name or ours says itself whose data it is (of five tasks of OGBench, the first's).
-    tasks = reversed([*ALL_TASKS.values()])
-    names = {name: task.env_id for task in tasks for name in (task.file_name, f"{task.env_id}.hdf5")}
     name = Path(args.file).name
-    env_id = args.env_id or names.get(name)
+    owner = data.owner_of(name)
+    env_id = args.env_id or (owner.env_id if owner else None)
     if env_id:
         env = shape_of(env_id)
         dataset = find_dataset(env, args.file)

@@ -75,12 +75,17 @@ def find_dataset(
         return fetch(task, original=task.download_first and not stand_in)
     dataset = given(dataset_path)
     name = dataset.path.name
-    owner = next((other for other in ALL_TASKS.values() if name in (other.file_name, f"{other.env_id}.hdf5")), None)
+    owner = owner_of(name)
     own = task and name == task.file_name  # which five tasks of OGBench share
     if owner and task and not own and (owner.entry_point, owner.kwargs) != (task.entry_point, task.kwargs):
         # Walker2d's rows have the dimensions of HalfCheetah's: shapes alone would not tell.
         raise DatasetError(f"{dataset.path} is data for {owner.env_id}, another environment than {task.env_id}.")
     return dataset
+
+
+def owner_of(name: str) -> Task | None:
+    """The task whose data a file is by its name, the benchmark's or ours; of OGBench's five to a file the first."""
+    return next((task for task in ALL_TASKS.values() if name in (task.file_name, f"{task.env_id}.hdf5")), None)
 
 
 def check_spaces(env: gymnasium.Env) -> None:
@@ -259,14 +264,12 @@ def _locked(target: Path) -> Iterator[None]:
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(target.with_name(f".{target.name}.lock"))
     try:
-        lock.acquire(blocking=False)
+        held = lock.acquire(blocking=False)
     except filelock.Timeout:
         say(f"Another process is getting {target.name}: waiting for it.")
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def _download(task: Task, target: Path) -> None:

@@ -110,19 +110,14 @@ def _locomotion() -> Iterator[Task]:
         rows = {"medium-expert": 2_000_000, "medium-replay": replay_rows}
         for quality in ("random", "medium", "expert", "medium-expert", "medium-replay", "full-replay"):
             yield Task(
-                f"{robot}-{quality}-v2",
-                observation_dim,
-                action_dim,
-                1000,
-                ref_min,
-                ref_max,
-                f"gym_mujoco_v2/{robot}_{quality.replace('-', '_')}-v2.hdf5",
-                f"d4rl_gymnasium.locomotion:{class_name}",
+                f"{robot}-{quality}-v2", observation_dim, action_dim, 1000, ref_min, ref_max,
+                dataset=f"gym_mujoco_v2/{robot}_{quality.replace('-', '_')}-v2.hdf5",
+                entry_point=f"d4rl_gymnasium.locomotion:{class_name}",
                 collected_rows=rows.get(quality, 1_000_000),
                 collected_by="behaviour policies",
                 collect_kwargs={"robot": robot, "level": quality},
                 download_first=True,
-            )
+            )  # fmt: skip
 
 
 def _maze2d() -> Iterator[Task]:
@@ -132,20 +127,15 @@ def _maze2d() -> Iterator[Task]:
         ("large", 800, 6.7, 273.99, 4_000_000),
     ):
         yield Task(
-            f"maze2d-{maze}-v1",
-            4,
-            2,
-            horizon,
-            ref_min,
-            ref_max,
-            f"maze2d/maze2d-{maze}-sparse-v1.hdf5",
-            "d4rl_gymnasium.maze2d:Maze2dEnv",
-            {"maze": maze},
+            f"maze2d-{maze}-v1", 4, 2, horizon, ref_min, ref_max,
+            dataset=f"maze2d/maze2d-{maze}-sparse-v1.hdf5",
+            entry_point="d4rl_gymnasium.maze2d:Maze2dEnv",
+            kwargs={"maze": maze},
             collected_rows=rows,
             collected_by="noisy waypoint controller",
             collected_rule=2,  # 1 had no noise, and no repeated observations
             collect_kwargs={"maze": maze},
-        )
+        )  # fmt: skip
 
 
 def _antmaze() -> Iterator[Task]:
@@ -158,17 +148,13 @@ def _antmaze() -> Iterator[Task]:
         ("large-play", "large", 1000, "hardest", True, False),
         ("large-diverse", "large", 1000, "hardest", True, True),
     ):
+        file = f"Ant_maze_{file_maze}-maze_noisy_multistart_{multistart}_multigoal_{multigoal}_sparse_fixed.hdf5"
         yield Task(
-            f"antmaze-{name}-v2",
-            29,
-            8,
-            horizon,
-            0.0,
-            1.0,
-            f"ant_maze_v2/Ant_maze_{file_maze}-maze_noisy_multistart_{multistart}_multigoal_{multigoal}_sparse_fixed.hdf5",
-            "d4rl_gymnasium.antmaze:AntMazeEnv",
-            {"maze": maze},
-        )
+            f"antmaze-{name}-v2", 29, 8, max_episode_steps=horizon, ref_min_score=0.0, ref_max_score=1.0,
+            dataset=f"ant_maze_v2/{file}",
+            entry_point="d4rl_gymnasium.antmaze:AntMazeEnv",
+            kwargs={"maze": maze},
+        )  # fmt: skip
 
 
 def _adroit() -> Iterator[Task]:
@@ -180,16 +166,11 @@ def _adroit() -> Iterator[Task]:
     ):
         for demonstrator in ("human", "cloned", "expert"):
             yield Task(
-                f"{task}-{demonstrator}-v1",
-                observation_dim,
-                action_dim,
-                horizon,
-                ref_min,
-                ref_max,
-                f"hand_dapg_v1/{task}-{demonstrator}-v1.hdf5",
-                "d4rl_gymnasium.adroit:AdroitEnv",
-                {"task": task},
-            )
+                f"{task}-{demonstrator}-v1", observation_dim, action_dim, horizon, ref_min, ref_max,
+                dataset=f"hand_dapg_v1/{task}-{demonstrator}-v1.hdf5",
+                entry_point="d4rl_gymnasium.adroit:AdroitEnv",
+                kwargs={"task": task},
+            )  # fmt: skip
 
 
 TASKS: dict[str, Task] = {
@@ -204,17 +185,13 @@ def _ogbench() -> Iterator[OGBenchTask]:
     ):
         for number, (row, column) in enumerate(goals, 1):
             yield OGBenchTask(
-                f"antmaze-{maze}-navigate-singletask-task{number}-v0",
-                29,
-                8,
-                1000,
-                0.0,
-                1.0,
-                f"antmaze-{maze}-navigate-v0.npz",
-                "d4rl_gymnasium.ogbench:make",
-                {"env_id": f"antmaze-{maze}-singletask-task{number}-v0"},
+                f"antmaze-{maze}-navigate-singletask-task{number}-v0", 29, 8, max_episode_steps=1000,
+                ref_min_score=0.0, ref_max_score=1.0,
+                dataset=f"antmaze-{maze}-navigate-v0.npz",
+                entry_point="d4rl_gymnasium.ogbench:make",
+                kwargs={"env_id": f"antmaze-{maze}-singletask-task{number}-v0"},
                 goal=(4.0 * column - 4.0, 4.0 * row - 4.0),
-            )
+            )  # fmt: skip
 
 
 OGBENCH_TASKS: dict[str, OGBenchTask] = {task.env_id: task for task in _ogbench()}

@@ -12,6 +12,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from toy_data import cache, command, hdf5_bytes, host, small_collections  # noqa: E402, F401  (fixtures)
+
 S, A, N = 5, 3, 500  # observation and action dimensions, transitions
 SCRIPTS = [room + name for name in ("td3bc", "iql", "cql", "diffusionql", "fql") for room in ("aspc_", "baselines/")]
 SCRIPTS += ["baselines/wpc", "baselines/a2pr", "baselines/rebrac"]

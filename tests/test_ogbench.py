@@ -14,8 +14,8 @@ import gymnasium
 import numpy as np
 import pytest
 from conftest import SCRIPTS, load_script
-from test_data import cache, cli, command, host, leftovers  # noqa: F401
 from test_scripts import fitting
+from toy_data import changed, env_like, leftovers, refused, transitions_of, write
 
 import d4rl_gymnasium as d4rl
 from d4rl_gymnasium import tasks
@@ -25,6 +25,7 @@ LARGE = [task for task in d4rl.OGBENCH_TASKS if "large" in task]
 GIANT = [task for task in d4rl.OGBENCH_TASKS if "giant" in task]
 FILE = "antmaze-large-navigate-v0.npz"
 
+pytestmark = pytest.mark.usefixtures("cache")
 needs_ogbench = pytest.mark.skipif(not importlib.util.find_spec("ogbench"), reason="no ogbench here")
 
 
@@ -52,12 +53,6 @@ def rows(env_id: str, episodes: int = 3, length: int = 20) -> dict[str, np.ndarr
     }  # fmt: skip
 
 
-def write(path, raw):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **raw)
-    return path
-
-
 # --- The table --------------------------------------------------------------------------------------------------------
 
 
@@ -83,10 +78,6 @@ def test_score_is_the_rate_of_success():
     """A thousand steps without success cost 1000; success in the last of them, 999."""
     returns = np.array([[-1000.0, -999.0], [0.0, -1000.0]])
     np.testing.assert_array_equal(d4rl.get_normalized_score(LARGE[0], returns), [[0, 1], [1, 0]])
-    assert d4rl.percent_score(LARGE[0], returns) == 50
-    assert d4rl.percent_score("hopper-medium-v2", np.array([0.0, 100.0])) == pytest.approx(
-        100 * d4rl.get_normalized_score("hopper-medium-v2", 50.0)
-    )
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -113,8 +104,7 @@ def transitions_row_by_row(raw, goal):
 def test_transitions(env_id, tmp_path):
     raw = rows(env_id)
     path = write(tmp_path / d4rl.ALL_TASKS[env_id].file_name, raw)
-    env = cli.shape_of(env_id)
-    ours = d4rl.qlearning_dataset(env, d4rl.find_dataset(env, path))
+    ours = transitions_of(path, env_like(env_id))
     theirs = transitions_row_by_row(raw, d4rl.ALL_TASKS[env_id].goal)
     assert ours.keys() == theirs.keys()
     for key in theirs:
@@ -123,11 +113,11 @@ def test_transitions(env_id, tmp_path):
     assert {key: array.dtype for key, array in ours.items()} == dict.fromkeys(ours, np.float32) | {"terminals": bool}
 
 
-def test_file_in_the_cache_of_ogbench(ogbench_cache, command):  # noqa: F811
+def test_file_in_the_cache_of_ogbench(ogbench_cache, command):
     path = write(ogbench_cache / FILE, rows(LARGE[0]))
-    dataset = d4rl.find_dataset(cli.shape_of(LARGE[0]))
+    dataset = d4rl.find_dataset(env_like(LARGE[0]))
     assert (dataset.path, dataset.source) == (path, "OGBench (found in its cache directory)")
-    assert d4rl.find_dataset(cli.shape_of(LARGE[4])) == dataset  # five tasks share it
+    assert d4rl.find_dataset(env_like(LARGE[4])) == dataset  # five tasks share it
     for line in (["info", LARGE[0]], ["check", str(path), "--env-id", LARGE[0]], ["check", str(path)]):
         code, output, _ = command(*line)
         assert code == 0 and "rows at the goal   12" in output and "episodes           3" in output
@@ -135,65 +125,43 @@ def test_file_in_the_cache_of_ogbench(ogbench_cache, command):  # noqa: F811
     assert sum("OGBench's file" in line for line in output.splitlines()) == 5
 
 
-def test_download(ogbench_cache, host, monkeypatch, tmp_path):  # noqa: F811
+def test_download(ogbench_cache, host, monkeypatch, tmp_path):
     monkeypatch.setattr(tasks, "OGBENCH_HOST", f"{host.url}/host")
-    monkeypatch.setattr(tasks, "OGBENCH_MIRROR", f"http://localhost:{host.server.server_port}/mirror")
+    monkeypatch.setattr(tasks, "OGBENCH_MIRROR", host.mirror_url)
     host.files[f"/host/{FILE}"] = b"<html>moved</html>"
     host.files[f"/mirror/{FILE}"] = write(tmp_path / FILE, rows(LARGE[0])).read_bytes()
-    dataset = d4rl.find_dataset(cli.shape_of(LARGE[1]))
+    dataset = d4rl.find_dataset(env_like(LARGE[1]))
     assert dataset.source == f"OGBench (downloaded from {d4rl.ALL_TASKS[LARGE[1]].mirror_url})"
     assert leftovers(ogbench_cache) == [FILE, FILE + ".sha256"]
     requests = len(host.requests)
-    assert d4rl.find_dataset(cli.shape_of(LARGE[0])) == dataset and len(host.requests) == requests
+    assert d4rl.find_dataset(env_like(LARGE[0])) == dataset and len(host.requests) == requests
     (ogbench_cache / FILE).write_bytes(write(tmp_path / FILE, rows(LARGE[1])).read_bytes())
-    with pytest.raises(d4rl.DatasetError, match="has changed since it was stored"):
-        d4rl.find_dataset(cli.shape_of(LARGE[0]))
+    refused("has changed since it was stored", env=env_like(LARGE[0]))
 
 
-def without(key):
-    return lambda raw: {k: v for k, v in raw.items() if k != key}
-
-
-def replaced(key, change):
-    return lambda raw: raw | {key: change(raw[key])}
-
-
-DAMAGED = {
-    "no positions": (without("qpos"), "has no qpos"),
-    "no terminals": (without("terminals"), "has no terminals"),
-    "not finite": (replaced("observations", lambda x: np.where(x == x.max(), np.nan, x)), "NaN"),
-    "rows missing": (replaced("actions", lambda x: x[1:]), "differ in their number of rows"),
-    "another robot": (replaced("observations", lambda x: x[:, :20]), "not data for antmaze-large"),
-    "actions of another scale": (replaced("actions", lambda x: 3 * x), "actions reach from"),
-    "pickled objects": (replaced("actions", lambda x: x.astype(object)), "actions holds object, not numbers"),
-}
-
-
-@pytest.mark.parametrize(("change", "words"), DAMAGED.values(), ids=DAMAGED)
-def test_damaged_data_get_a_sentence(change, words, tmp_path):
-    path, env = write(tmp_path / "my.npz", change(rows(LARGE[0]))), cli.shape_of(LARGE[0])
-    with pytest.raises(d4rl.DatasetError, match=words):
-        d4rl.qlearning_dataset(env, d4rl.find_dataset(env, path))
-
-
-def test_a_file_cut_short(tmp_path):
-    path, env = write(tmp_path / "my.npz", rows(LARGE[0])), cli.shape_of(LARGE[0])
-    whole = path.read_bytes()
-    for count in (10, 1000, len(whole) // 2, len(whole) - 30):
-        path.write_bytes(whole[:count])
-        with pytest.raises(d4rl.DatasetError, match="damaged or was cut short"):
-            d4rl.qlearning_dataset(env, d4rl.find_dataset(env, path))
+@pytest.mark.parametrize(
+    ("key", "change", "words"),
+    [
+        ("qpos", None, "has no qpos"),
+        ("terminals", None, "has no terminals"),
+        ("observations", lambda x: np.where(x == x.max(), np.nan, x), "NaN"),
+        ("actions", lambda x: x[1:], "differ in their number of rows"),
+        ("observations", lambda x: x[:, :20], "not data for antmaze-large"),
+        ("actions", lambda x: 3 * x, "actions reach from"),
+        ("actions", lambda x: x.astype(object), "actions holds object, not numbers"),
+    ],
+)
+def test_damaged_data_get_a_sentence(key, change, words, tmp_path):
+    path = write(tmp_path / "my.npz", changed(rows(LARGE[0]), **{key: change}))
+    refused(words, path, env_like(LARGE[0]))
 
 
 def test_files_of_other_tasks(tmp_path):
     giant = write(tmp_path / d4rl.ALL_TASKS[GIANT[0]].file_name, rows(GIANT[0]))
-    with pytest.raises(d4rl.DatasetError, match="is data for antmaze-giant"):
-        d4rl.find_dataset(cli.shape_of(LARGE[0]), giant)
-    env = cli.shape_of("antmaze-large-play-v2")
-    with pytest.raises(d4rl.DatasetError, match="is data for antmaze-giant"):
-        d4rl.find_dataset(env, giant)
-    with pytest.raises(d4rl.DatasetError, match="has no rewards: only OGBench's tasks"):
-        d4rl.qlearning_dataset(env, d4rl.find_dataset(env, giant.rename(tmp_path / "my.npz")))
+    env = env_like("antmaze-large-play-v2")
+    refused("is data for antmaze-giant", giant, env_like(LARGE[0]))
+    refused("is data for antmaze-giant", giant, env)
+    refused("has no rewards: only OGBench's tasks", giant.rename(tmp_path / "my.npz"), env)
 
 
 # --- Environments, against the package --------------------------------------------------------------------------------
@@ -258,7 +226,7 @@ def test_data_equal_ogbench(env_id, tmp_path):
     theirs = load_dataset(path, add_info=True)
     relabel_dataset(env_id.replace("-navigate", ""), env, theirs)
     assert 0 < theirs["masks"].sum() < len(theirs["masks"])
-    ours = d4rl.qlearning_dataset(gymnasium.make(env_id), d4rl.find_dataset(gymnasium.make(env_id), path))
+    ours = transitions_of(path, gymnasium.make(env_id))
     np.testing.assert_array_equal(ours["terminals"], theirs["masks"] == 0)
     for key in ("observations", "actions", "next_observations", "rewards"):
         np.testing.assert_array_equal(ours[key], theirs[key])
@@ -283,24 +251,18 @@ def test_episodes_are_a_function_of_the_seed():
 
 
 @needs_ogbench
-def test_success_ends_the_episode_and_scores():
+@pytest.mark.parametrize(("succeeds", "length", "expected"), [(True, 5, -4.0), (False, 1000, -1000.0)])
+def test_success_ends_the_episode_and_scores(succeeds, length, expected):
     env = gymnasium.make(LARGE[2])
     env.reset(seed=0)
     total, steps, done = 0.0, 0, False
     while not done:
-        if steps == 4:
+        if succeeds and steps == 4:
             env.unwrapped.set_xy(np.array(d4rl.ALL_TASKS[LARGE[2]].goal) + [0.0, 0.3])
         _, reward, terminated, truncated, info = env.step(np.zeros(8))
         total, steps, done = total + reward, steps + 1, terminated or truncated
-    assert (total, steps, terminated, info["success"]) == (-4.0, 5, True, 1.0)
-    assert d4rl.get_normalized_score(LARGE[2], total) == 1
-    env.reset(seed=0)
-    total, done = 0.0, False
-    while not done:
-        _, reward, terminated, truncated, info = env.step(np.zeros(8))
-        total, done = total + reward, terminated or truncated
-    assert (total, truncated, info["success"]) == (-1000.0, True, 0.0)
-    assert d4rl.get_normalized_score(LARGE[2], total) == 0
+    assert (total, steps, terminated, truncated) == (expected, length, succeeds, not succeeds)
+    assert info["success"] == d4rl.get_normalized_score(LARGE[2], total) == succeeds
 
 
 @needs_ogbench
@@ -318,7 +280,7 @@ def test_environments_leave_no_files(monkeypatch, tmp_path):
 def test_every_script_runs(script, tmp_path):
     module, path = load_script(script), write(tmp_path / FILE, rows(LARGE[0]))
     arguments = {
-        "env_id": LARGE[0], "dataset_path": str(path), "runs_dir": str(tmp_path / "runs"), "device": "cpu",
+        "env_id": (LARGE[0],), "dataset_path": str(path), "runs_dir": str(tmp_path / "runs"), "device": "cpu",
         "total_steps": 20, "batch_size": 8, "eval_episodes": 1, "final_eval_episodes": 2,
     }  # fmt: skip
     module.main(module.Args(**fitting(script, arguments)))

@@ -7,16 +7,14 @@ import gymnasium
 import h5py
 import numpy as np
 import pytest
-from test_data import HOPPER, REPOSITORY, cache, cli, command, env_like, rows, write  # noqa: F401
+from conftest import ROOT
+from toy_data import HOPPER, changed, env_like, refused, rows, transitions_of, write
 
 import d4rl_gymnasium as d4rl
 from d4rl_gymnasium import data
 from d4rl_gymnasium import rows as rows_module
 
-
-def transitions_of(path, env=None, **options):
-    env = env or env_like()
-    return d4rl.qlearning_dataset(env, d4rl.find_dataset(env, path), **options)
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def flags(count, *indices):
@@ -50,8 +48,10 @@ def test_a_goal_on_the_last_step_is_trained_on(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["in the cache", "given under its name", "an array"])
-def test_d4rls_files_keep_d4rls_rule(how, cache, tmp_path):  # noqa: F811
+def test_d4rls_files_keep_d4rls_rule(how, cache, tmp_path):
+    """And their next observations, which they hold for some tasks and not for others, are not used."""
     raw, env = episodes({"terminals": (5, 11), "timeouts": (5, 8)}), env_like()
+    raw["next_observations"] = np.full((12, 11), np.nan)
     if how == "in the cache":
         write(data.original_path(HOPPER), raw)
         transitions = d4rl.qlearning_dataset(env)
@@ -59,30 +59,27 @@ def test_d4rls_files_keep_d4rls_rule(how, cache, tmp_path):  # noqa: F811
         transitions = d4rl.qlearning_dataset(env, raw)
     else:
         transitions = transitions_of(write(tmp_path / HOPPER.file_name, raw))
-    np.testing.assert_array_equal(transitions["rewards"], np.delete(np.arange(12), [5, 8, 11]))
+    kept = np.delete(np.arange(12), [5, 8, 11])
+    np.testing.assert_array_equal(transitions["rewards"], kept)
+    np.testing.assert_array_equal(transitions["next_observations"], raw["observations"][kept + 1])
 
 
 @pytest.mark.parametrize(
-    "source, own",
+    "source, own, stand_in",
     [
-        ("a robot of mine", True),
-        ("D4RL (downloaded from http://host/file)", False),
-        (HOPPER.collected_source, False),
+        ("a robot of mine", True, False),
+        ("D4RL (downloaded from http://host/file)", False, False),
+        (HOPPER.collected_source, False, True),
     ],
 )
-def test_whose_file_it_is(tmp_path, source, own):
-    env = env_like()
-    path = write(tmp_path / "file.hdf5", rows(), {"source": source})
-    assert d4rl.find_dataset(env, path).own == own
-    assert d4rl.find_dataset(env, path.rename(tmp_path / HOPPER.file_name)).own == own  # the word goes before the name
-
-
-def test_own_data_are_no_stand_in(tmp_path):
+def test_whose_file_it_is(tmp_path, source, own, stand_in):
+    """What it says of its source goes before its name, and the name of a user's file says nothing of the kind."""
     env = env_like()
     assert not d4rl.find_dataset(env, write(tmp_path / "my stand-in.hdf5", rows())).stand_in
-    assert not d4rl.find_dataset(env, write(tmp_path / "stand-in.hdf5", rows(), {"source": "my robot"})).stand_in
-    path = write(tmp_path / "a.hdf5", rows(), {"source": HOPPER.collected_source})
-    assert d4rl.find_dataset(env, path).stand_in
+    path = write(tmp_path / "my stand-in.hdf5", rows(), {"source": source})
+    dataset = d4rl.find_dataset(env, path)
+    assert (dataset.own, dataset.stand_in) == (own, stand_in)
+    assert d4rl.find_dataset(env, path.rename(tmp_path / HOPPER.file_name)).own == own
 
 
 def test_episodes_of_own_data_are_counted_from_their_start(tmp_path):
@@ -99,14 +96,11 @@ def test_episodes_of_own_data_are_counted_from_their_start(tmp_path):
 def test_truncations_are_timeouts(tmp_path):
     raw = episodes({"terminals": (), "timeouts": (3,)})
     raw["truncations"] = flags(12, 7)
-    env = env_like()
     path = write(tmp_path / "own.hdf5", raw)
-    np.testing.assert_array_equal(
-        np.flatnonzero(d4rl.read_dataset(d4rl.find_dataset(env, path), env)["timeouts"]), [3, 7]
-    )
     np.testing.assert_array_equal(transitions_of(path)["rewards"], np.delete(np.arange(12), [3, 7, 11]))
     del raw["timeouts"]
-    for transitions in (transitions_of(write(tmp_path / HOPPER.file_name, raw)), d4rl.qlearning_dataset(env, raw)):
+    path = write(tmp_path / HOPPER.file_name, raw)
+    for transitions in (transitions_of(path), d4rl.qlearning_dataset(env_like(), raw)):
         np.testing.assert_array_equal(transitions["rewards"], np.delete(np.arange(12), [7, 11]))
 
 
@@ -114,15 +108,17 @@ def test_truncations_are_timeouts(tmp_path):
 
 
 def with_next(raw):
-    """`raw` and the observation after each step: another one where an episode ends."""
+    """`raw` and the observation after each step: another one than the next row's where an episode ends."""
     ends = raw["terminals"] | raw.get("timeouts", False)
     ends[-1] = True
     after = np.where(ends[:, None], np.float32(7), np.roll(raw["observations"], -1, 0))
     return raw | {"next_observations": after}
 
 
-def test_stored_next_observations_are_used(tmp_path, capsys):
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])  # rounded they are in order, too
+def test_stored_next_observations_are_used(tmp_path, capsys, dtype):
     raw = with_next(episodes({"terminals": (5,), "timeouts": (8, 11)}))
+    raw["next_observations"] = raw["next_observations"].astype(dtype)
     path = write(tmp_path / "own.hdf5", raw)
     transitions = transitions_of(path)
     for key, array in transitions.items():
@@ -134,7 +130,7 @@ def test_stored_next_observations_are_used(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("marked", [True, False])
-def test_shuffled_transitions_are_used_and_said(tmp_path, capsys, marked):
+def test_shuffled_transitions_are_used_and_said(tmp_path, capsys, command, marked):
     raw = with_next(rows(200, end=0.05, timeouts=marked))
     order = np.random.default_rng(1).permutation(200)
     raw = {key: array[order] for key, array in raw.items()}
@@ -146,6 +142,10 @@ def test_shuffled_transitions_are_used_and_said(tmp_path, capsys, marked):
     assert "are not the observations of the next row" in said and "of 200 rows" in said
     with pytest.raises(d4rl.DatasetError, match="Next actions need rows in the order"):
         transitions_of(path, next_actions=True)
+    code, output, _ = command("check", path)
+    told = facts(output)
+    assert code == 0 and "taken as it is stored" in told["order"] and "not to be told" in told["episodes"]
+    assert "returns" not in told
 
 
 def test_episodes_that_end_unmarked(tmp_path, capsys):
@@ -163,17 +163,10 @@ def test_episodes_that_end_unmarked(tmp_path, capsys):
     assert len(transitions_of(path, env, next_actions=True)["rewards"]) == 9
 
 
-def test_rounded_next_observations_are_in_order(tmp_path, capsys):
-    raw = with_next(episodes({"terminals": (5,), "timeouts": (8, 11)}))
-    raw["next_observations"] = raw["next_observations"].astype(np.float16)
-    transitions_of(write(tmp_path / "own.hdf5", raw))
-    assert "next row" not in capsys.readouterr().err
-
-
 # --- What is said ----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_not_read_is_said_once(tmp_path, capsys, command):  # noqa: F811
+def test_what_is_not_read_is_said_once(tmp_path, capsys, command):
     raw = episodes({"terminals": (), "timeouts": (3,)}) | {"dones": flags(12, 3), "infos/goal": np.zeros((12, 2))}
     path = write(tmp_path / "own.hdf5", raw)
     transitions_of(path)
@@ -189,31 +182,19 @@ def facts(output):
     return {line[2:21].strip(): line[21:] for line in output.splitlines() if line.startswith("  ")}
 
 
-def test_check_says_what_training_will_see(tmp_path, command):  # noqa: F811
+def test_check_says_what_training_will_see(tmp_path, command):
     raw = episodes({"terminals": (5, 11), "timeouts": (5, 8)})
     path = write(tmp_path / "own.hdf5", raw)
     code, output, _ = command("check", path, "--env-id", HOPPER.env_id)
     told = facts(output)
-    assert (
-        code == 0
-        and told["transitions"] == "11, of which 2 are terminal" == facts(command("check", path)[1])["transitions"]
-    )
+    assert code == 0 and told["transitions"] == "11, of which 2 are terminal"
+    assert facts(command("check", path)[1])["transitions"] == told["transitions"]
     assert told["rows dropped"] == "1 with a timeout" and told["by"] == "what the data say"
     assert told["episodes"] == "3 that end in the data" and "min 15.00" in told["returns"]  # 0 + ... + 5
     assert "max 30.00" in told["returns"]  # 9 + 10 + 11
     told = facts(command("check", path.rename(tmp_path / HOPPER.file_name))[1])
     assert told["transitions"] == "9, of which 0 are terminal" and told["by"] == "D4RL's rule"
     assert told["rows dropped"] == "2 with a timeout (1 terminal), 1 that nothing follows (1 terminal)"
-
-
-def test_check_of_shuffled_rows_tells_no_returns(tmp_path, command):  # noqa: F811
-    raw = with_next(rows(200, end=0.05))
-    order = np.random.default_rng(1).permutation(200)
-    path = write(tmp_path / "own.hdf5", {key: array[order] for key, array in raw.items()})
-    code, output, _ = command("check", path)
-    told = facts(output)
-    assert code == 0 and "taken as it is stored" in told["order"] and "not to be told" in told["episodes"]
-    assert "returns" not in told
 
 
 @pytest.mark.parametrize(
@@ -223,16 +204,15 @@ def test_check_of_shuffled_rows_tells_no_returns(tmp_path, command):  # noqa: F8
         (episodes({"terminals": (), "timeouts": range(12)}), "of 12 rows are dropped 12 with a timeout"),
     ],
 )
-def test_check_and_training_refuse_alike(tmp_path, command, raw, message):  # noqa: F811
+def test_check_and_training_refuse_alike(tmp_path, command, raw, message):
     path = write(tmp_path / "own.hdf5", raw)
-    with pytest.raises(d4rl.DatasetError, match=message):
-        transitions_of(path)
+    refused(message, path)
     for arguments in ([], ["--env-id", HOPPER.env_id]):
         code, output, errors = command("check", path, *arguments)
         assert code == 1 and message in errors and "ok" not in output.split()
 
 
-def test_check_without_an_environment_does_not_guess_its_limit(tmp_path, command):  # noqa: F811
+def test_check_without_an_environment_does_not_guess_its_limit(tmp_path, command):
     path = write(tmp_path / "own.hdf5", rows(timeouts=False))
     code, output, errors = command("check", path)
     assert code == 1 and "`check` knows the limit with --env-id" in errors and "ok" not in output.split()
@@ -242,17 +222,12 @@ def test_check_without_an_environment_does_not_guess_its_limit(tmp_path, command
 # --- Files that promise what they do not hold ------------------------------------------------------------------------
 
 
-def refused(path, message):
-    with pytest.raises(d4rl.DatasetError, match=message):
-        transitions_of(path)
-
-
 @pytest.mark.parametrize("key", ["observations", "rewards", "timeouts"])
 @pytest.mark.parametrize("kind", ["virtual", "external link", "link to nowhere", "external bytes", "group"])
 def test_values_that_lie_elsewhere(tmp_path, key, kind):
     raw = rows()
     other = write(tmp_path / "other.hdf5", raw)
-    path = write(tmp_path / "own.hdf5", {name: array for name, array in raw.items() if name != key})
+    path = write(tmp_path / "own.hdf5", changed(**{key: None}))
     with h5py.File(path, "a") as file:
         if kind == "virtual":
             layout = h5py.VirtualLayout(raw[key].shape, raw[key].dtype)
@@ -268,7 +243,7 @@ def test_values_that_lie_elsewhere(tmp_path, key, kind):
             file.create_group(f"{key}/position")
     message = rf"{key} is a group \(of position\)" if kind == "group" else f"{key} is no array of this file but a link"
     for there in (True, False):
-        refused(path, message)
+        refused(message, path)
         if there:
             other.unlink()
 
@@ -283,40 +258,21 @@ def test_a_link_within_the_file_is_fine(tmp_path):
 @pytest.mark.parametrize("chunks", [(10, 11), None])
 def test_rows_that_were_never_written(tmp_path, chunks):
     """A writer that reserved the rows and stopped on the way."""
-    raw = rows()
-    path = write(tmp_path / "own.hdf5", {key: array for key, array in raw.items() if key != "observations"})
+    path = write(tmp_path / "own.hdf5", changed(observations=None))
     with h5py.File(path, "a") as file:
         reserved = file.create_dataset("observations", (50, 11), "f4", chunks=chunks)
         if chunks:
-            reserved[:20] = raw["observations"][:20]
-    refused(path, r"observations has shape \(50, 11\), but not all of it was ever written")
+            reserved[:20] = rows()["observations"][:20]
+    refused(r"observations has shape \(50, 11\), but not all of it was ever written", path)
 
 
 def test_rewards_and_flags_may_be_left_at_zero(tmp_path):
-    raw = rows(end=0.0)
-    path = write(
-        tmp_path / "own.hdf5", {key: array for key, array in raw.items() if key not in ("rewards", "timeouts")}
-    )
+    path = write(tmp_path / "own.hdf5", changed(rows(end=0.0), rewards=None, timeouts=None))
     with h5py.File(path, "a") as file:
         file.create_dataset("rewards", (50,), "f4", chunks=(10,))
         file.create_dataset("timeouts", (50,), bool)
     transitions = transitions_of(path)
     assert len(transitions["rewards"]) == 49 and not transitions["rewards"].any()
-
-
-SIZES = """
-import resource, sys
-import h5py, numpy as np
-import d4rl_gymnasium as d4rl
-from d4rl_gymnasium.__main__ import shape_of
-
-resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))  # what is not refused first fails
-env = shape_of("hopper-medium-v2")
-try:
-    d4rl.qlearning_dataset(env, d4rl.find_dataset(env, sys.argv[1]))
-except d4rl.DatasetError as error:
-    print(error)
-"""
 
 
 @pytest.mark.parametrize(
@@ -329,56 +285,38 @@ except d4rl.DatasetError as error:
     ],
 )
 def test_claimed_sizes_are_compared_before_anything_is_read(tmp_path, sizes, message):
-    raw = rows()
-    path = write(tmp_path / "own.hdf5", {key: array for key, array in raw.items() if key not in sizes})
+    path = write(tmp_path / "own.hdf5", {key: array for key, array in rows().items() if key not in sizes})
     with h5py.File(path, "a") as file:
         for key, count in sizes.items():
             width = () if key not in ("observations", "next_observations", "actions") else (11,)
             file.create_dataset(key, (count, *width), "f4", chunks=(1000, *width))
-    process = subprocess.run([sys.executable, "-c", SIZES, path], cwd=REPOSITORY, capture_output=True, text=True)
-    assert message in process.stdout, process.stderr
+    # What is not refused fails: memory is limited to 4 GiB.
+    check = f'ulimit -v {4 << 20}; exec "{sys.executable}" -m d4rl_gymnasium check "{path}" --env-id {HOPPER.env_id}'
+    process = subprocess.run(["bash", "-c", check], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 1 and message in process.stderr
 
 
 def test_more_than_the_memory_holds(tmp_path, monkeypatch):
     path = write(tmp_path / "own.hdf5", rows(1000))
     monkeypatch.setattr(rows_module, "_memory", lambda: 100_000)
-    refused(path, r"observations has shape \(1000, 11\), and to read the dataset takes .* more than this machine has")
+    refused(r"observations has shape \(1000, 11\), and to read the dataset takes .* more than this machine has", path)
 
 
 # --- Other forms -----------------------------------------------------------------------------------------------------
 
 
-def save_npz(path, raw):
-    np.savez_compressed(path, **raw)
-    return path
-
-
-def test_npz_with_d4rls_keys(tmp_path, command, capsys):  # noqa: F811
+def test_npz_with_d4rls_keys(tmp_path, command, capsys):
     raw = with_next(episodes({"terminals": (5,), "timeouts": (8,)})) | {"dones": flags(12, 5)}
-    path = save_npz(tmp_path / "own.npz", raw)
+    path = write(tmp_path / "own.npz", raw)
     transitions = transitions_of(path)
     for key, array in transitions.items():
         np.testing.assert_array_equal(array, raw[key])
     assert "not read: dones." in capsys.readouterr().err
     code, output, _ = command("check", path, "--env-id", HOPPER.env_id)
     assert code == 0 and facts(output)["transitions"] == "12, of which 1 are terminal"
-    env = cli.shape_of("antmaze-large-navigate-singletask-task1-v0")  # one of OGBench's, with rewards of one's own
+    env = env_like("antmaze-large-navigate-singletask-task1-v0")  # one of OGBench's, with rewards of one's own
     raw = rows(30, 29, 8) | {"qpos": np.zeros((30, 15))}
-    assert len(transitions_of(save_npz(tmp_path / "ant.npz", raw), env)["rewards"])
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"rewards": None}, r"own.npz has no rewards \(it holds actions, observations, terminals, timeouts\)"),
-        ({"actions": np.zeros((50, 3), object)}, "actions holds object, not numbers"),
-        ({"rewards": np.zeros(49)}, "differ in their number of rows"),
-        ({"observations": np.zeros((50, 11, 2))}, r"observations has shape \(50, 11, 2\)"),
-    ],
-)
-def test_npz_that_is_refused_with_the_true_reason(tmp_path, change, message):
-    raw = {key: array for key, array in (rows() | change).items() if array is not None}
-    refused(save_npz(tmp_path / "own.npz", raw), message)
+    assert len(transitions_of(write(tmp_path / "ant.npz", raw), env)["rewards"])
 
 
 def test_npz_that_claims_a_size(tmp_path):
@@ -391,25 +329,18 @@ def test_npz_that_claims_a_size(tmp_path):
             head = io.BytesIO()
             np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": shape})
             archive.writestr(f"{key}.npy", head.getvalue())
-    refused(tmp_path / "own.npz", r"observations has shape \(1000000000000, 11\), and to read the dataset takes")
+    refused(r"observations has shape \(1000000000000, 11\), and to read the dataset takes", tmp_path / "own.npz")
 
 
 def test_one_number_a_row(tmp_path):
+    """May be written as (rows,) or as (rows, 1)."""
     env = gymnasium.make("Pendulum-v1")
     raw = rows(30, 3, 1, end=0.0)
     expected = d4rl.qlearning_dataset(env, raw)
     raw["actions"] = raw["actions"][:, 0]
+    for key in ("rewards", "terminals", "timeouts"):
+        raw[key] = raw[key][:, None]
     for transitions in (d4rl.qlearning_dataset(env, raw), transitions_of(write(tmp_path / "own.hdf5", raw), env)):
-        assert transitions["actions"].shape == (29, 1)
-        np.testing.assert_array_equal(transitions["actions"], expected["actions"])
-
-
-def test_a_tilde_everywhere(tmp_path, monkeypatch, command):  # noqa: F811
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("D4RL_DATASET_DIR", "~/cache")
-    write(tmp_path / "own.hdf5", rows())
-    assert command("check", "~/own.hdf5")[0] == 0
-    assert command("info", HOPPER.env_id, "--dataset-path", "~/own.hdf5")[0] == 0
-    assert d4rl.load_tasks([HOPPER.env_id], "~/own.hdf5").files[0].path == tmp_path / "own.hdf5"
-    write(tmp_path / "cache" / HOPPER.file_name, rows())
-    assert d4rl.load_tasks([HOPPER.env_id]).files[0].path == tmp_path / "cache" / HOPPER.file_name
+        for key, array in expected.items():
+            assert transitions[key].shape == array.shape
+            np.testing.assert_array_equal(transitions[key], array)

@@ -3,12 +3,13 @@
 import gymnasium
 import numpy as np
 import pytest
-from test_data import UMAZE, cache, rows, small_umaze, write  # noqa: F401  (cache is in force for every test here)
+from toy_data import rows, write
 
 import d4rl_gymnasium as d4rl
 from d4rl_gymnasium import data
 
 MEDIUM, EXPERT = "hopper-medium-v2", "hopper-expert-v2"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
@@ -19,42 +20,26 @@ def hopper_files():
     }
 
 
-def test_one_task(hopper_files):
-    tasks = d4rl.load_tasks([MEDIUM])
-    env = gymnasium.make(MEDIUM)
-    (file,), (transitions,) = tasks.files, tasks.transitions
-    assert file == d4rl.find_dataset(env)
-    expected = d4rl.qlearning_dataset(env, file)
-    assert transitions.keys() == expected.keys()
-    for key, array in expected.items():
-        np.testing.assert_array_equal(transitions[key], array)
+@pytest.mark.parametrize("env_ids", [[MEDIUM], (EXPERT, MEDIUM)])
+@pytest.mark.parametrize("next_actions", [False, True])
+def test_tasks_keep_their_order(hopper_files, env_ids, next_actions):
+    tasks = d4rl.load_tasks(env_ids, next_actions=next_actions)
+    for env_id, file, transitions in zip(env_ids, tasks.files, tasks.transitions, strict=True):
+        env = gymnasium.make(env_id)
+        assert file == d4rl.find_dataset(env) and file.path == hopper_files[env_id]
+        expected = d4rl.qlearning_dataset(env, file, next_actions)
+        assert transitions.keys() == expected.keys()
+        for key, array in expected.items():
+            np.testing.assert_array_equal(transitions[key], array)
     np.testing.assert_array_equal(tasks.low, [-1, -1, -1])
     np.testing.assert_array_equal(tasks.high, [1, 1, 1])
     assert tasks.low.dtype == np.float32
-
-
-def test_several_tasks_keep_their_order(hopper_files):
-    tasks = d4rl.load_tasks((EXPERT, MEDIUM), next_actions=True)
-    assert [file.path for file in tasks.files] == [hopper_files[EXPERT], hopper_files[MEDIUM]]
-    for seed, transitions in ((1, tasks.transitions[0]), (0, tasks.transitions[1])):
-        expected = d4rl.qlearning_dataset(gymnasium.make(MEDIUM), rows(seed=seed), next_actions=True)
-        np.testing.assert_array_equal(transitions["next_actions"], expected["next_actions"])
 
 
 def test_a_path_goes_with_one_task(hopper_files):
     assert d4rl.load_tasks([MEDIUM], str(hopper_files[EXPERT])).files[0].path == hopper_files[EXPERT]
     with pytest.raises(d4rl.DatasetError, match="--dataset-path gives the data of one task, and --env-id names 2"):
         d4rl.load_tasks([MEDIUM, EXPERT], str(hopper_files[EXPERT]))
-
-
-def test_stand_ins_can_be_refused():
-    with pytest.raises(d4rl.DatasetError, match="D4RL's file is not on this machine"):
-        d4rl.load_tasks([MEDIUM], stand_in=False)
-
-
-def test_data_is_collected(small_umaze):  # noqa: F811
-    (transitions,) = d4rl.load_tasks([UMAZE.env_id]).transitions
-    assert transitions["observations"].shape[1] == 4
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 
 from d4rl_gymnasium.locomotion import RECORD, ROBOTS, WEIGHTS, Policy, run_episode
+from offline_run.files import save
 
 SNAPSHOT_STEPS = 10_000
 CHECKPOINT_STEPS = 50_000
@@ -75,7 +76,7 @@ class Keep(BaseCallback):
         for name, layer in parts:
             arrays[f"{name}_weight"] = np.asarray(layers[layer]["kernel"], np.float16)  # (inputs, outputs)
             arrays[f"{name}_bias"] = np.asarray(layers[layer]["bias"], np.float16)
-        write(self.folder / f"{self.num_timesteps:08d}.npz", npz(arrays))
+        save(self.folder / f"{self.num_timesteps:08d}.npz", npz(arrays))
         episodes = [episode["r"] for episode in self.model.ep_info_buffer][-20:]
         mean = float(np.mean(episodes)) if episodes else float("nan")
         with open(self.folder / "progress.csv", "a", newline="") as file:
@@ -101,7 +102,7 @@ def train(args: argparse.Namespace) -> None:
     else:
         versions = {name: importlib.metadata.version(name) for name in ("sbx-rl", "jax", "mujoco", "gymnasium")}
         training = {"algorithm": "SAC", "seed": args.seed, "hyperparameters": HYPERPARAMETERS, "versions": versions}
-        write(folder / "training.json", json.dumps(training).encode())
+        save(folder / "training.json", json.dumps(training).encode())
         model = SAC("MlpPolicy", env, seed=args.seed, **HYPERPARAMETERS)
     steps = args.steps - model.num_timesteps
     if steps > 0:
@@ -169,8 +170,8 @@ def bundle(args: argparse.Namespace) -> None:
             record[robot]["snapshots"].append({"steps": step, "role": role, **facts})
             summary = f"return {returns.mean():.0f} ± {returns.std(ddof=1):.0f} {role}"
             print(f"{robot}: {step:>9,} steps, {summary}", flush=True)
-    write(WEIGHTS, npz(weights))
-    write(RECORD, (json.dumps(record, indent=1) + "\n").encode())
+    save(WEIGHTS, npz(weights))
+    save(RECORD, (json.dumps(record, indent=1) + "\n").encode())
     print(f"{WEIGHTS} ({WEIGHTS.stat().st_size:,} bytes), {RECORD}")
 
 
@@ -179,20 +180,10 @@ def load(folder: Path, step: int) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-# --- Files ------------------------------------------------------------------------------------------------------------
-
-
 def npz(arrays: dict[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     return buffer.getvalue()
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write aside and rename, so that a kill leaves no half file."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
 
 
 def main() -> None:
