@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from benchmark.scripts import DOMAINS, ROOT, flags, read_arguments, tuned_arguments
+from benchmark.scripts import DOMAINS, HOUSEKEEPING, ROOT, flags, read_arguments, tuned_arguments
 from d4rl_gymnasium.tasks import ALL_TASKS, TASKS
 
 SCRIPTS = {path.stem: path for room in (".", "baselines", "benchmark/ablations") for path in ROOT.glob(f"{room}/*.py")}
@@ -38,11 +38,7 @@ SCALES = {"iql": "β", "cql": "CQL's α", "diffusionql": "η", "fql": "FQL's α"
 
 # Arguments that leave the algorithm and its measurement as they are, and those that set length and measurement of a
 # run. Any other argument that is off its default makes a variant of the algorithm.
-HOUSEKEEPING = (
-    "env_id", "seed", "num_seeds", "device", "dataset_path", "stand_in", "runs_dir", "checkpoint_interval", "resume",
-    "eval", "render_video", "track", "track_project", "track_entity", "track_group", "compile", "cudagraph",
-    "matmul_precision", "eval_workers",
-)
+NEUTRAL = (*HOUSEKEEPING, "dataset_path", "matmul_precision")
 PROTOCOL = ("total_steps", "batch_size", "eval_interval", "eval_episodes", "final_eval_episodes", "max_episode_steps")
 
 
@@ -71,7 +67,7 @@ class Run:
         self.steps = int(self.rows[-1]["step"]) if self.rows else 0
         self.seconds = self.rows[-1]["seconds"] if self.rows else 0.0
         self.off_default = off_default(self.script, self.args)
-        options = {key: value for key, value in self.off_default.items() if key not in HOUSEKEEPING}
+        options = {key: value for key, value in self.off_default.items() if key not in NEUTRAL}
         self.variant = {key: value for key, value in options.items() if key not in PROTOCOL}
         name, self.color = ALGORITHMS.get(self.script, (self.script, "#7f7f7f"))
         self.typed = " ".join([self.script, *flags(self.variant)])
