@@ -336,7 +336,6 @@ def headline(groups: Groups, of: str, suffix: str) -> Page:
     ]  # fmt: skip
 
 
-
 def aggregates(groups: Groups, of: str, suffix: str) -> Page:
     """Performance profiles, probability of improvement, ASPC's differences and the radar chart, of last checkpoints."""
     if not groups:
