@@ -143,10 +143,9 @@ def data_file(args: Args, task: str) -> Path | None:
     return path.resolve() if path and path.is_file() else None  # as it will stand in config.json
 
 
-def read_request(args: Args) -> tuple[list[tuple[str, str, str, dict]], dict[str, Any], list[str]]:
-    """What --suite, --scripts, --tasks and --set ask for: [(suite, task, script, arguments)], arguments that all
-    scripts get, and the suite's scripts that this checkout does not have. Exits with a sentence where they make no
-    sense.
+def read_request(args: Args) -> tuple[list[tuple[str, str, str, dict]], dict[str, Any]]:
+    """What --suite, --scripts, --tasks and --set ask for: [(suite, task, script, arguments)], and arguments that all
+    scripts get. Exits with a sentence where they make no sense.
     """
     if args.suite and args.suite not in SUITES | UNIONS:
         sys.exit(f"--suite {args.suite}: there are {', '.join(SUITES | UNIONS)}.")
@@ -156,12 +155,7 @@ def read_request(args: Args) -> tuple[list[tuple[str, str, str, dict]], dict[str
         sys.exit(f"--dataset-dir {args.dataset_dir}: there is no such folder.")
     parts = {part: SUITES[part] for part in UNIONS.get(args.suite, [args.suite])} if args.suite else {}
     parts = parts or {"": ([], [(script.removesuffix(".py"), {}) for script in args.scripts])}
-    scripts = dict.fromkeys(script for _, variants in parts.values() for script, _ in variants)
-    missing = [script for script in scripts if args.suite and not (ROOT / f"{script}.py").is_file()]
-    scripts = [script for script in scripts if script not in missing]
-    if not scripts:
-        sys.exit(f"--suite {args.suite}: this checkout has none of its scripts, {', '.join(missing)}.")
-    given = parse_settings(args.set, scripts)
+    given = parse_settings(args.set, [script for _, variants in parts.values() for script, _ in variants])
     path = Path(given.get("dataset_path", "")).expanduser()
     if path.is_file():
         given["dataset_path"] = str(path.resolve())
@@ -176,8 +170,6 @@ def read_request(args: Args) -> tuple[list[tuple[str, str, str, dict]], dict[str
         if args.suite in UNIONS:
             tasks = [task for task in expand(names) if task in tasks]
         for task, (script, varied) in itertools.product(tasks, variants):
-            if script in missing:
-                continue
             if args.suite in UNIONS:  # what is varied to its default is not varied, and what two suites share is one
                 known = script_arguments(script)
                 varied = {name: value for name, value in varied.items() if value != known[name][1]}
@@ -186,7 +178,7 @@ def read_request(args: Args) -> tuple[list[tuple[str, str, str, dict]], dict[str
             requests.append((part, task, script, varied))
     if not requests:
         sys.exit(f"--suite {args.suite} has none of these tasks: {', '.join(wanted)}.")
-    return requests, given, missing
+    return requests, given
 
 
 # --- The plan ---------------------------------------------------------------------------------------------------------
@@ -251,7 +243,6 @@ class Batch:
 @dataclass
 class Plan:
     jobs: list[Job]  # in the order in which they shall run
-    missing: list[str]  # the suite's scripts that this checkout does not have
     damaged: dict[Path, str]  # run directories that do not count, and why
 
 
@@ -298,7 +289,7 @@ def make_plan(args: Args) -> Plan:
     one that another process trains is left to it, and the rest forms new groups. Dead ends (no checkpoint) are left
     lying.
     """
-    requests, given, missing = read_request(args)
+    requests, given = read_request(args)
     seeds = parse_seeds(args.seeds)
     learners, damaged = read_runs(args.runs_dir)
     learners = [learner for learner in learners if args.stand_in or not is_refused(learner)]
@@ -323,7 +314,7 @@ def make_plan(args: Args) -> Plan:
         jobs += plan_batch(args, batch, seeds, learners, damaged, begun)
     order = ["finished", "running", "resume", "new", "waits"]
     jobs.sort(key=lambda job: (order.index(job.state), job.seeds[0]))  # the first seed of all before any second one
-    return Plan(jobs, missing, damaged)
+    return Plan(jobs, damaged)
 
 
 def plan_batch(
@@ -347,13 +338,13 @@ def plan_batch(
         checkpoint = head.path / "checkpoint.pt"
         if not here & left or here & taken:
             continue
-        if not held and (len(group) < len(head.group) or isinstance(head.args["env_id"], str)):
-            continue  # members lack, or it is of a time when scripts had one task
-        if not held and not checkpoint.exists():
-            continue
-        if not held and not is_whole(checkpoint):
-            damaged[head.path] = "its checkpoint.pt is not what was written"
-            continue
+        if not held:
+            of_old = isinstance(head.args["env_id"], str)  # of a time when scripts had one task
+            if of_old or len(group) < len(head.group) or not checkpoint.exists():
+                continue
+            if not is_whole(checkpoint):
+                damaged[head.path] = "its checkpoint.pt is not what was written"
+                continue
         tasks, numbers = list(dict.fromkeys(one.task for one in group)), sorted({one.seed for one in group})
         if head.path not in begun:
             jobs.append(batch.job(args, "running" if held else "resume", tasks, numbers, head))
@@ -377,8 +368,6 @@ def print_plan(args: Args, plan: Plan) -> None:
           f"{steps:,} gradient steps to do.")  # fmt: skip
     for job in of("running"):
         print(f"{job.label} is left to the process that is at it ({job.path}).")
-    if plan.missing:
-        print(f"Left out, since this checkout has no such script: {', '.join(plan.missing)}.")
     if of("waits"):
         print("The waiting jobs take the α that ASPC reached on their task: all seeds of its runs there come first.")
     if args.steps_per_second:
