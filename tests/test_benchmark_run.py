@@ -17,11 +17,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import filelock
-import h5py
 import numpy as np
 import pytest
 import tyro
-from conftest import ROOT, load_script
+from conftest import ROOT, SCRIPTS, load_script
+from test_scripts import write_dataset
 
 import d4rl_gymnasium as d4rl
 import offline_run.args
@@ -36,7 +36,7 @@ TRAINER = '''
 import json, os, signal, sys, time, zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-import filelock
+import filelock, tyro
 
 @dataclass
 class Args:
@@ -50,14 +50,7 @@ class Args:
     runs_dir: str = "runs"
     resume: str | None = None
 
-given = {}
-for word in sys.argv[1:]:
-    if word.startswith("--"):
-        values = given[word[2:].replace("-", "_")] = []
-    else:
-        values.append(word)
-kinds = {"env_id": tuple, "alpha": lambda x: float(x[0]), "runs_dir": lambda x: x[0], "resume": lambda x: x[0]}
-args, step = Args(**{key: kinds.get(key, lambda x: int(x[0]))(value) for key, value in given.items()}), 0
+args, step = tyro.cli(Args), 0
 if args.resume:
     path = Path(args.resume)
     config = json.loads((path / "config.json").read_text())
@@ -113,9 +106,11 @@ def start(folder: Path, line: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finish(process: subprocess.Popen) -> str:
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    """Its exit status and what it printed."""
     try:
-        return process.communicate(timeout=300)[0]
+        output, _ = process.communicate(timeout=300)
+        return process.returncode, output
     finally:
         process.kill()
 
@@ -289,7 +284,6 @@ def test_a_gpus_plan_is_priced_as_it_is_grouped(tmp_path, monkeypatch, capsys):
 def test_a_command_says_what_the_plan_compares(script, tmp_path):
     """The script's own parser reads from the command what the plan looks for in config.json."""
     module = load_script(script)
-    assert {name: default for name, (_, default) in run.script_arguments(script).items()} == asdict(module.Args())
     settings = ("total-steps=5e3", "robust_critic=false", "compile=on", "matmul_precision=medium", "eval_workers=2")
     wanted = {"scripts": (script,), "tasks": ("maze2d",), "seeds": "2-4", "learners_per_run": 9, "set": settings}
     given = {"total_steps": 5000, "robust_critic": False, "compile": "on", "matmul_precision": "medium"}
@@ -301,11 +295,14 @@ def test_a_command_says_what_the_plan_compares(script, tmp_path):
     assert states(plan(tmp_path, **wanted)) == {"resume": 1}
 
 
-def test_arguments_are_those_of_the_class_and_its_bases(tmp_path):
-    for path in [*ROOT.glob("baselines/*.py"), *ROOT.glob("aspc_*.py"), *ROOT.glob("benchmark/ablations/[!_c]*.py")]:
-        known = run.script_arguments(str(path.relative_to(ROOT).with_suffix("")))
-        assert {"eval_workers", "dataset_path", "batch_size"} <= known.keys(), path
-    assert run.script_arguments("benchmark/ablations/l_bc_form1") == run.script_arguments("aspc_td3bc")
+def test_arguments_are_those_of_the_class_and_its_bases():
+    for script in SCRIPTS:
+        known = run.script_arguments(script)
+        assert {name: default for name, (_, default) in known.items()} == asdict(load_script(script).Args()), script
+    for path in ROOT.glob("benchmark/ablations/[!_]*.py"):
+        if path.stem != "common":
+            script = str(path.relative_to(ROOT).with_suffix(""))
+            assert run.script_arguments(script) == run.script_arguments("aspc_td3bc")
 
 
 def test_stand_ins_are_refused_unless_asked_for(tmp_path):
@@ -573,12 +570,7 @@ def test_bad_arguments(line, words, tmp_path):
 
 def test_the_scripts_one_of_them_killed(tmp_path):
     """The real scripts on a tiny dataset: one finishes, the other is killed; the second start resumes it alone."""
-    rng = np.random.default_rng(0)
-    with h5py.File(tmp_path / "Pendulum-v1.hdf5", "w") as file:
-        file["observations"] = rng.normal(size=(300, 3)).astype(np.float32)
-        file["actions"] = rng.uniform(-2, 2, (300, 1)).astype(np.float32)
-        file["rewards"], file["terminals"] = rng.normal(size=300).astype(np.float32), np.zeros(300, bool)
-        file["timeouts"] = np.arange(300) % 50 == 49
+    write_dataset(tmp_path / "Pendulum-v1.hdf5", 3, 1, bound=2.0)
     line = (
         f"--suite smoke --seeds 0 --tasks Pendulum-v1 --dataset-dir {tmp_path} --jobs 2 --set total_steps=200 "
         "batch_size=8 robust_critic=false eval_interval=100 eval_episodes=1 final_eval_episodes=2 "
@@ -590,14 +582,13 @@ def test_the_scripts_one_of_them_killed(tmp_path):
         words = path.read_bytes().decode().split("\0") if path.exists() else []
         if "aspc_td3bc.py" in words and str(tmp_path / "runs") in words:
             os.kill(int(path.parent.name), signal.SIGKILL)
-    output = finish(process)
-    assert process.returncode == 1 and "1 failed, 1 finished." in output, output
+    status, output = finish(process)
+    assert status == 1 and "1 failed, 1 finished." in output, output
     assert "0 finished and skipped; jobs: 0 to resume, 2 new" in output
     assert re.search(r"Pendulum-v1__aspc_td3bc__0.*: failed: killed by SIGKILL\n    ", output)
 
-    process = start(tmp_path, line)
-    output = finish(process)
-    assert process.returncode == 0 and output.endswith("1 finished.\n"), output
+    status, output = finish(start(tmp_path, line))
+    assert status == 0 and output.endswith("1 finished.\n"), output
     assert "1 finished and skipped; jobs: 1 to resume, 0 new" in output
     results = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/result.json")]
     assert sorted((result["script"], result["steps"]) for result in results) == [("aspc_td3bc", 200), ("td3bc", 200)]
@@ -610,15 +601,13 @@ def test_the_scripts_one_of_them_killed(tmp_path):
 
 def test_a_failed_run_does_not_stop_the_others(trainer, tmp_path):
     line = f"--scripts {trainer} --tasks maze2d --seeds 0 --set"
-    process = start(tmp_path, f"{line} fail_at=5 --jobs 1")
-    output = finish(process)
-    assert process.returncode == 1 and "3 failed." in output and "start the same command again" in output
+    status, output = finish(start(tmp_path, f"{line} fail_at=5 --jobs 1"))
+    assert status == 1 and "3 failed." in output and "start the same command again" in output
     assert output.count("failed: exit status 1\n") == output.count("the last words of a run\n") == 3
     assert all(str(path) in output for path in tmp_path.glob("runs/logs/maze2d*.log"))
     assert states(plan(tmp_path, scripts=(trainer,), tasks=("maze2d",), seeds="0", set=("fail_at=5",))) == {"resume": 3}
-    process = start(tmp_path, f"{line} fail_at=999 --per-gpu 1 --gpus 5 7 --learners-per-run 1")
-    output = finish(process)
-    assert process.returncode == 0 and "3 finished." in output and "last words" not in output
+    status, output = finish(start(tmp_path, f"{line} fail_at=999 --per-gpu 1 --gpus 5 7 --learners-per-run 1"))
+    assert status == 0 and "3 finished." in output and "last words" not in output
     assert set(re.findall(r"CUDA_VISIBLE_DEVICES=(\d)", logs(tmp_path))) == {"5", "7"}
 
 
@@ -634,20 +623,19 @@ def test_stopped_and_started_again(trainer, tmp_path, engine):
     )
     process = start(tmp_path, line)
     wait_for(lambda: len(list(tmp_path.glob("runs/*/checkpoint.pt"))) == 2)
-    other = start(tmp_path, line)
-    assert "Another benchmark.run is at work" in finish(other) and other.returncode == 1
+    status, output = finish(start(tmp_path, line))
+    assert "Another benchmark.run is at work" in output and status == 1
     process.send_signal(signal.SIGTERM)
-    output = finish(process)
-    assert process.returncode == 128 + signal.SIGTERM, output
+    status, output = finish(process)
+    assert status == 128 + signal.SIGTERM, output
     assert "1 not started, 2 stopped." in output and "start the same command again" in output
     steps = {zipfile.ZipFile(path).read("step").decode() for path in tmp_path.glob("runs/*/checkpoint.pt")}
-    again = start(tmp_path, line)
-    output = finish(again)
-    assert again.returncode == 0 and "0 finished and skipped; jobs: 2 to resume, 1 new" in output, output
+    status, output = finish(start(tmp_path, line))
+    assert status == 0 and "0 finished and skipped; jobs: 2 to resume, 1 new" in output, output
     assert len(list(tmp_path.glob("runs/*/result.json"))) == 6
     assert {f"at step {step} " for step in steps | {"0"}} == set(re.findall(r"at step \d+ ", logs(tmp_path)))
-    last = start(tmp_path, line)
-    assert "6 finished and skipped; jobs: 0 to resume, 0 new" in finish(last) and last.returncode == 0
+    status, output = finish(start(tmp_path, line))
+    assert "6 finished and skipped; jobs: 0 to resume, 0 new" in output and status == 0
 
 
 def test_waiting_jobs_follow_by_themselves(trainer, tmp_path, monkeypatch, capsys):
@@ -668,16 +656,15 @@ def test_waiting_jobs_follow_by_themselves(trainer, tmp_path, monkeypatch, capsy
 def test_a_job_that_still_reads_its_data_is_left_alone(trainer, tmp_path):
     """Its watcher was killed, and it has no run directory yet."""
     script = Path(f"{trainer}.py")
-    script.write_text(script.read_text().replace("\ngiven = {}", "\ntime.sleep(10)\ngiven = {}", 1))
+    script.write_text(script.read_text().replace("\nargs, step", "\ntime.sleep(10)\nargs, step", 1))
     line = f"--scripts {trainer} --tasks maze2d-umaze-v1 --seeds 0"
     process = start(tmp_path, line)
     wait_for(lambda: "$" in logs(tmp_path))
     time.sleep(1)
     process.kill()
     process.wait()
-    again = start(tmp_path, line)
-    output = finish(again)
-    assert "1 left to the process that is at it." in output and again.returncode == 1, output
+    status, output = finish(start(tmp_path, line))
+    assert "1 left to the process that is at it." in output and status == 1, output
     wait_for(lambda: list(tmp_path.glob("runs/*/result.json")))
     assert len(list(tmp_path.glob("runs/*/config.json"))) == 1
 
@@ -689,8 +676,8 @@ def test_a_run_that_outlived_its_watcher_is_left_alone(trainer, tmp_path):
     wait_for(lambda: list(tmp_path.glob("runs/*/checkpoint.pt")))
     process.kill()
     process.wait()
-    again = start(tmp_path, line)
-    assert "is left to the process that is at it" in finish(again) and again.returncode == 0
+    status, output = finish(start(tmp_path, line))
+    assert "is left to the process that is at it" in output and status == 0
     os.kill(int(re.search(r"in process (\d+)", logs(tmp_path))[1]), signal.SIGTERM)
     (lock,) = tmp_path.glob("runs/maze2d*/.lock")
     with filelock.FileLock(lock, timeout=60):  # until it has ended
@@ -709,27 +696,27 @@ def test_stopped_twice_leaves_no_orphan(trainer, tmp_path, engine):
     time.sleep(1.5)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    output = finish(process)
-    assert process.returncode == 128 + signal.SIGTERM and "1 killed." in output, output
+    status, output = finish(process)
+    assert status == 128 + signal.SIGTERM and "1 killed." in output, output
     child = int(re.search(r"in process (\d+)", logs(tmp_path))[1])
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
 
 
 def test_a_damaged_run_is_set_aside_on_request(trainer, tmp_path):
-    process = start(tmp_path, line := f"--scripts {trainer} --tasks maze2d-umaze-v1 --seeds 0 --set fail_at=5")
-    finish(process)
+    line = f"--scripts {trainer} --tasks maze2d-umaze-v1 --seeds 0 --set fail_at=5"
+    finish(start(tmp_path, line))
     (checkpoint,) = tmp_path.glob("runs/*/checkpoint.pt")
     damage(checkpoint, checkpoint.read_bytes()[:-9])
-    output = finish(start(tmp_path, f"{line} --set-aside {tmp_path / 'aside'}"))
+    _, output = finish(start(tmp_path, f"{line} --set-aside {tmp_path / 'aside'}"))
     assert "1 new" in output and "it is damaged" in output and "1 failed." in output, output
     assert len(list(tmp_path.glob("runs/*/config.json"))) == len(list(tmp_path.glob("aside/*/config.json"))) == 1
 
 
 def test_scores_of_all_learners_are_shown(trainer, tmp_path):
     line = f"--scripts {trainer} --tasks maze2d --seeds 0-1 --per-gpu 1 --set total_steps=3"
-    output = finish(process := start(tmp_path, line))
-    assert process.returncode == 0, output
+    status, output = finish(start(tmp_path, line))
+    assert status == 0, output
     assert re.search(r"1/1 maze2d-umaze-v1\+2__trainer__0-1.*: finished\n +maze2d-umaze-v1 +score 3. 4.\n", output)
     assert re.search(r"maze2d-medium-v1 +score 5. 6.\n +maze2d-large-v1 +score 7. 8.\n", output)
 
