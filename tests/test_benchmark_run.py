@@ -444,7 +444,7 @@ def test_a_damaged_run_is_named_and_stops_nothing(tmp_path, capsys):
     run.main(Args(runs_dir=tmp_path / "runs", dry_run=True, **wanted))
     printed = capsys.readouterr().out
     assert [str(head) in printed.partition("resume ")[0] for head in heads] == [True] * 4 + [False, True]
-    assert printed.count("--set-aside FOLDER") == 5
+    assert len(re.findall("does not count: it is damaged, or no run .*--set-aside FOLDER", printed)) == 5
 
 
 @pytest.mark.parametrize("name", ["../x", "..", "a/b", "a\\b", "", 3])
@@ -471,7 +471,7 @@ def test_a_run_that_another_process_holds_is_left_to_it(tmp_path, capsys):
     assert states(plan(tmp_path, **wanted)) == {"new": 3}  # it holds no checkpoint
 
 
-def test_what_has_been_done_is_found(tmp_path, capsys):
+def test_what_has_been_done_is_found(tmp_path):
     wanted = {"scripts": ("aspc_td3bc",), "tasks": ("hopper-medium-v2",), "learners_per_run": 2}
     hopper = {"env_id": "hopper-medium-v2"}
     write_run(tmp_path, "aspc_td3bc", [0, 1], [{}, {}], **hopper, track=True)
@@ -479,15 +479,11 @@ def test_what_has_been_done_is_found(tmp_path, capsys):
     write_run(tmp_path, "aspc_td3bc", [4], [], checkpoint=False, **hopper)  # killed before its first checkpoint
     write_run(tmp_path, "aspc_td3bc", [5], [{}], **hopper, alpha_init=1.0)  # other runs
     write_run(tmp_path, "baselines/td3bc", [5], [{}], **hopper)
-    (tmp_path / "runs" / "broken").mkdir()
-    (tmp_path / "runs" / "broken" / "config.json").write_text("{")
     found = lambda jobs: [(job.state, job.seeds) for job in jobs]  # noqa: E731
     jobs = plan(tmp_path, **wanted, seeds="0-5")
     assert found(jobs) == [*(("finished", [k]) for k in range(3)), ("resume", [2, 3]), ("new", [4, 5])]
     assert jobs[3].command[:4] == [sys.executable, os.path.relpath(ROOT / "aspc_td3bc.py"), "--resume", str(half)]
     assert [job.total - job.done for job in jobs] == [0, 0, 0, 990_000, 1_000_000]
-    run.main(Args(runs_dir=tmp_path / "runs", **wanted, seeds="0-5", dry_run=True))
-    assert "broken does not count" in capsys.readouterr().out
     assert found(plan(tmp_path, **wanted, seeds="1,6")) == [("finished", [1]), ("new", [6])]
     write_run(tmp_path, "aspc_td3bc", [4, 5, 6], [{}, {}, {}], **hopper)
     assert found(plan(tmp_path, **wanted, seeds="4,6")) == [("finished", [4]), ("finished", [6])]

@@ -37,10 +37,11 @@ def figures(request, monkeypatch):
 def make_run(folder: Path, task: str, script="aspc_td3bc", seed: int = 0, score: float = 50.0, **options) -> Path:
     """A run directory of two evaluations, the last scoring `score`, the first 10 more, the final one 1 less.
 
-    Options are arguments of the script, or: source, finished, time, end_alpha, rows (further ones in between).
+    Options are arguments of the script, or: source, finished, time, group, end_alpha, moments ((step, seconds) of each
+    evaluation, in place of two).
     """
-    source, finished, more = options.pop("source", D4RL), options.pop("finished", True), options.pop("rows", [])
-    end = options.pop("end_alpha", 3.0)
+    source, finished, end = options.pop("source", D4RL), options.pop("finished", True), options.pop("end_alpha", 3.0)
+    moments, group = options.pop("moments", [(500, 5.0), (1000, 10.0)]), options.pop("group", None)
     name = f"{task}__{script}__{seed}__{options.pop('time', '20260101-000000')}"
     for key in sorted(options):  # parallel runs of a variant differ in their time; here in their name
         name += f"-{key}{options[key]}"
@@ -48,26 +49,21 @@ def make_run(folder: Path, task: str, script="aspc_td3bc", seed: int = 0, score:
     path.mkdir(parents=True)
     args = results.defaults(script) | {"env_id": task, "seed": seed} | options
     config = {
-        "script": script, "seed": seed, "args": args, "group": [name], "device": "cpu", "commit": "0123456789",
+        "script": script, "seed": seed, "args": args, "group": group or [name], "device": "cpu", "commit": "0123456789",
         "dataset": {"path": "/data/x.hdf5", "sha256": "ab" * 32, "source": source},
     }
     (path / "config.json").write_text(json.dumps(config))
-    normalized = score if task in ALL_TASKS else None
-    rows = [
-        {"step": step, "seconds": step / 100, "charts/episodic_return": value, "charts/normalized_score": value,
-         "aspc/alpha": alpha}
-        for step, value, alpha in ((500, score + 10, 2.5), (1000, score, end))
-    ]
-    rows[1:1] = [rows[0] | row for row in more]
-    if normalized is None:
-        rows = [row | {"charts/normalized_score": None} for row in rows]
+    known, rows = task in ALL_TASKS, []  # other tasks have no score
+    for step, seconds in moments:
+        value, alpha = (score, end) if step == moments[-1][0] else (score + 10, 2.5)
+        scores = {"charts/episodic_return": value, SCORE: value if known else None}
+        rows.append({"step": step, "seconds": seconds, "aspc/alpha": alpha} | scores)
     with (path / "metrics.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     if finished:
-        final = score - 1 if task in ALL_TASKS else None
-        result = {"env_id": task, "last": rows[-1], "best": rows[0], "final_score": final}
+        result = {"env_id": task, "last": rows[-1], "best": rows[0], "final_score": score - 1 if known else None}
         (path / "result.json").write_text(json.dumps(result))
     return path
 
@@ -125,12 +121,6 @@ def test_a_paired_bootstrap_knows_what_seeds_share():
     assert aggregate.estimate(aggregate.gain, [lifted, lifted]) == (1, 1, 1)
     # Two seeds with the differences 0 and 4: a resampled mean is 0, 2, 4, so 95% reach from 0 to 4
     assert aggregate.estimate(aggregate.gain, [np.array([[7.0, 7], [1, 5]])]) == (2, 0, 4)
-
-
-def test_one_seed_has_no_interval():
-    value, low, high = aggregate.estimate(aggregate.mean, [np.array([1.0, 3]), np.array([6.0])])
-    assert value == 4 and np.isnan([low, high]).all()
-    assert page.ranged(value, low, high) == "4.0" and page.ranged(1, 0.5, 2, "+.1f") == "+1.0 [+0.5, +2.0]"
 
 
 def test_95_percent_intervals_of_three_seeds_hold_85(monkeypatch):
@@ -335,34 +325,35 @@ def test_a_difference_from_the_paper_needs_its_steps_its_tuning_and_its_data(tmp
     assert list(read_table(tmp_path / "out" / "table1_others.csv")[task]) == ["task", "ReBRAC", "CQL --tuned"]
 
 
+HOPPER, SHA256 = "hopper-medium-replay-v2", TASKS["hopper-medium-replay-v2"].dataset_sha256
+OGBENCH = "OGBench (found in its cache directory)"
+STAND_IN, OWN = "on stand-in data", "on own data"
+
+
 @pytest.mark.parametrize(
-    "source, sha256, expected",
+    "task, source, sha256, expected",
     [
-        ("D4RL (downloaded from http://host/x.hdf5)", "0", ""),
-        ("collected by d4rl_gymnasium's waypoint controller (stand-in for D4RL's file)", "0", "on stand-in data"),
-        ("collected by d4rl_gymnasium's behaviour policies (stand-in for D4RL's file)", "0", "on stand-in data"),
-        ("given: my.hdf5 (a stand-in)", "0", "on stand-in data"),
-        ("given: my-stand-in.hdf5", "0", "on own data"),
-        ("given: my.hdf5", "0", "on own data"),
-        ("given: my.hdf5", TASKS["hopper-medium-replay-v2"].dataset_sha256, ""),
-        ("given: x.hdf5 (D4RL (downloaded from http://host/x.hdf5))", "0", ""),
-        ("Minari: D4RL/x", "0", "on own data"),
+        (HOPPER, "D4RL (downloaded from http://host/x.hdf5)", "0", ""),
+        (HOPPER, "collected by d4rl_gymnasium's waypoint controller (stand-in for D4RL's file)", "0", STAND_IN),
+        (HOPPER, "collected by d4rl_gymnasium's behaviour policies (stand-in for D4RL's file)", "0", STAND_IN),
+        (HOPPER, "given: my.hdf5 (a stand-in)", "0", STAND_IN),
+        (HOPPER, "given: my-stand-in.hdf5", "0", OWN),
+        (HOPPER, "given: my.hdf5", "0", OWN),
+        (HOPPER, "given: my.hdf5", SHA256, ""),
+        (HOPPER, "given: x.hdf5 (D4RL (downloaded from http://host/x.hdf5))", "0", ""),
+        (HOPPER, "Minari: D4RL/x", "0", OWN),
+        (next(iter(OGBENCH_TASKS)), OGBENCH, "0", ""),
+        (next(iter(OGBENCH_TASKS)), f"given: x.npz ({OGBENCH})", "0", ""),
+        (next(iter(OGBENCH_TASKS)), "given: x.npz", "0", OWN),
     ],
 )
-def test_whose_data_they_are(source, sha256, expected):
+def test_whose_data_they_are(task, source, sha256, expected):
     dataset = {"source": source, "sha256": sha256}
-    assert results.kind_of_data("hopper-medium-replay-v2", dataset) == expected
-    dataset["stand_in"] = expected == "on stand-in data"  # as configs say since
-    assert results.kind_of_data("hopper-medium-replay-v2", dataset) == expected
-    if expected == "on own data":  # and where there is no other kind, it has no name
+    assert results.kind_of_data(task, dataset) == expected
+    dataset["stand_in"] = expected == STAND_IN  # as configs say since
+    assert results.kind_of_data(task, dataset) == expected
+    if expected == OWN:  # and where there is no other kind, it has no name
         assert results.kind_of_data("Pendulum-v1", dataset) == ""
-
-
-def test_no_variant_for_what_changes_no_number(tmp_path):
-    """benchmark.run itself gives --eval-workers."""
-    make_run(tmp_path, "maze2d-umaze-v1", eval_workers=3, track_project="mine")
-    (run,) = results.read_runs([tmp_path])
-    assert (run.label, run.setting, run.main) == ("ASPC", "", True)
 
 
 def test_unfinished_runs_and_repeats_are_listed_not_counted(tmp_path):
@@ -383,9 +374,10 @@ def test_unfinished_runs_and_repeats_are_listed_not_counted(tmp_path):
 
 
 def test_variants_have_labels_of_their_own(tmp_path):
+    """What changes no number makes none: benchmark.run itself gives --eval-workers."""
     make_run(tmp_path, "pen-human-v1", alpha_init=10.0, total_steps=2000)
     make_run(tmp_path, "pen-human-v1", seed=1, robust_critic=False, compile=True, device="cuda")
-    make_run(tmp_path, "pen-human-v1", seed=2)
+    make_run(tmp_path, "pen-human-v1", seed=2, eval_workers=3, track_project="mine", matmul_precision="medium")
     make_run(tmp_path, "pen-human-v1", script="not_here", learning_rate=0.1)
     runs = results.read_runs([tmp_path])
     assert [run.label for run in runs] == [
@@ -558,25 +550,13 @@ def test_legend_names_every_line_once():
     assert texts[0] == "a" and sorted(texts) == sorted(["a", "b", "a long name of a variant" * 3]) and drawn._ncols == 1
 
 
-def test_a_file_of_ogbench_is_no_stand_in():
-    task, source = next(iter(OGBENCH_TASKS)), "OGBench (found in its cache directory)"
-    kind = lambda source: results.kind_of_data(task, {"source": source, "sha256": ""})  # noqa: E731
-    assert not kind(source) and not kind(f"given: x.npz ({source})") and kind("given: x.npz") == "on own data"
-
-
 def test_hours_are_those_behind_the_first_interval(tmp_path, figures):
     """Steps of 10,000 in 100 (with compilation), then 20, 20, 20, 40 s: a million take 2,000 s in the median."""
     spent = itertools.accumulate((100, 20, 20, 20, 40))
-    more = [{"step": 10_000 * (i + 1), "seconds": seconds} for i, seconds in enumerate(spent)]
-    for script in ("aspc_td3bc", "td3bc"):
-        for seed in (0, 1):
-            rows = more if script == "aspc_td3bc" else []
-            path = make_run(tmp_path / "runs", "pen-human-v1", script, seed, rows=rows)
-            config = json.loads((path / "config.json").read_text())
-            (path / "config.json").write_text(json.dumps(config | {"group": [f"{script} 0", f"{script} 1"]}))
-            if script == "aspc_td3bc":  # make_run's own rows stay outside
-                lines = (path / "metrics.csv").read_text().splitlines()
-                (path / "metrics.csv").write_text("\n".join([lines[0], *lines[2:-1]]) + "\n")
+    moments = list(zip(range(10_000, 60_000, 10_000), spent, strict=True))
+    for seed in (0, 1):
+        make_run(tmp_path / "runs", "pen-human-v1", "aspc_td3bc", seed, moments=moments, group=["ASPC 0", "ASPC 1"])
+        make_run(tmp_path / "runs", "pen-human-v1", "td3bc", seed, group=["TD3+BC 0", "TD3+BC 1"])
     text = build(tmp_path / "runs", out=tmp_path / "out")
     (row,) = read_table(tmp_path / "out" / "runtime.csv").values()
     # the nine tenths of 20, 20, 20, 40 s lie 0.7 of the way from the third to the fourth
@@ -655,10 +635,7 @@ def test_table_2(tmp_path):
     ]  # fmt: skip
 
 
-def test_table_13_and_sweeps(tmp_path, monkeypatch):
-    monkeypatch.setitem(results.SCRIPTS, "l_bc_form1", results.ROOT / "benchmark" / "ablations" / "l_bc_form1.py")
-    known = results.defaults("aspc_td3bc")
-    monkeypatch.setattr(results, "defaults", lambda script: known)
+def test_table_13_and_sweeps(tmp_path):
     runs, task = tmp_path / "runs", "pen-human-v1"
     make_run(runs, task, score=50)
     make_run(runs, task, script="l_bc_form1", score=40)
@@ -737,8 +714,6 @@ def test_two_builds_draw_the_same_bytes(tmp_path):
     assert 'src="' not in page.replace('src="data:', "") and 'href="h' not in page  # nothing to fetch
     assert set(re.findall('href="#([^"]*)"', page)) == set(re.findall('<h2 id="([^"]*)"', page))
     assert page.count("<details>") == text.count("<details>") == 1  # what is odd in the paper's numbers
-    improvement = read_table(tmp_path / "1" / "improvement.csv")["ASPC"]
-    assert (improvement["tasks"], improvement["P(X > Y)"]) == ("2", "0.25")  # 1 against 50, 50 against 50
 
 
 def test_radar_draws_complete_labels_only(tmp_path):
