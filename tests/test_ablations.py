@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, S, assert_seeds_are_independent, make_agent, parts, random_data, stop_before_alpha
 from test_hypergradient import central_difference, relative
-from test_scripts import OWN, command, write_dataset
+from test_scripts import OWN, after_steps, command, write_dataset
 from test_update import Restatement
 from torch.func import grad, vmap
 from torch.nn import functional as F
@@ -254,15 +254,8 @@ def test_resumed_run_equals_an_uninterrupted_one(script, tmp_path, monkeypatch, 
     arguments = {k: v for k, v in OWN.items() if k != "critic_layers"} | {"total_steps": 60, "dataset_path": dataset}
     line = lambda runs: flags(arguments | {"runs_dir": tmp_path / runs})  # noqa: E731
     assert command(monkeypatch, script, *line("whole")) is None
-    periods, original = itertools.count(1), aspc_td3bc.Agent.advance
-
-    def advance(agent):
-        original(agent)
-        if next(periods) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with monkeypatch.context() as patch:
-        patch.setattr(aspc_td3bc.Agent, "advance", advance)
+        after_steps(patch, "aspc_td3bc", 40, lambda agent: os.kill(os.getpid(), signal.SIGTERM))
         assert command(monkeypatch, script, *line("resumed")) == 128 + signal.SIGTERM
     runs = sorted((tmp_path / "resumed").iterdir())
     assert runs[0].name.split("__")[1] == script.split("/")[-1]
