@@ -240,12 +240,6 @@ class Batch:
         )  # fmt: skip
 
 
-@dataclass
-class Plan:
-    jobs: list[Job]  # in the order in which they shall run
-    damaged: dict[Path, str]  # run directories that do not count, and why
-
-
 def robot(script: str, task: str, own: dict[str, Any]) -> list:
     """What tasks have in common that one process can train."""
     known, alone = d4rl.ALL_TASKS.get(task), [task]
@@ -282,8 +276,9 @@ def groups_of(left: dict[str, list[int]], size: int) -> list[tuple[list[str], li
     return groups
 
 
-def make_plan(args: Args) -> Plan:
-    """What --suite, --scripts, --tasks and --seeds ask for, less what has been done.
+def make_plan(args: Args) -> tuple[list[Job], dict[Path, str]]:
+    """What --suite, --scripts, --tasks and --seeds ask for, less what has been done: the jobs in the order in which
+    they shall run, and the run directories that do not count, with the reason.
 
     A learner that has finished needs nothing, whatever it was trained with. A group that stopped is resumed as it is,
     one that another process trains is left to it, and the rest forms new groups. Dead ends (no checkpoint) are left
@@ -314,7 +309,7 @@ def make_plan(args: Args) -> Plan:
         jobs += plan_batch(args, batch, seeds, learners, damaged, begun)
     order = ["finished", "running", "resume", "new", "waits"]
     jobs.sort(key=lambda job: (order.index(job.state), job.seeds[0]))  # the first seed of all before any second one
-    return Plan(jobs, damaged)
+    return jobs, damaged
 
 
 def plan_batch(
@@ -355,13 +350,13 @@ def plan_batch(
     return jobs + [batch.job(args, batch.state, *group) for group in groups]
 
 
-def print_plan(args: Args, plan: Plan) -> None:
-    for path, why in plan.damaged.items():
+def print_plan(args: Args, jobs: list[Job], damaged: dict[Path, str]) -> None:
+    for path, why in damaged.items():
         print(f"{path} does not count: it is damaged, or no run ({why}). --set-aside FOLDER moves it there.")
-    for job in plan.jobs if args.dry_run else []:
+    for job in jobs if args.dry_run else []:
         print(f"{job.state:10}{shlex.join(job.command)}")
-    of = lambda state: [job for job in plan.jobs if job.state == state]  # noqa: E731
-    finished, to_do = len(of("finished")), [job for job in plan.jobs if job.state in ("resume", "new", "waits")]
+    of = lambda state: [job for job in jobs if job.state == state]  # noqa: E731
+    finished, to_do = len(of("finished")), [job for job in jobs if job.state in ("resume", "new", "waits")]
     steps = sum(job.total - job.done for job in to_do)
     print(f"{sum(len(job.learners) for job in to_do) + finished} learners in {args.runs_dir}: {finished} finished and "
           f"skipped; jobs: {len(of('resume'))} to resume, {len(of('new'))} new, {len(of('waits'))} waiting; "
@@ -580,10 +575,10 @@ def main(args: Args) -> None:
         sys.exit("--steps-per-second must be positive.")
     if args.address and args.engine != "ray":
         sys.exit("--address is for --engine ray.")
-    plan = make_plan(args)
-    print_plan(args, plan)
-    to_move = plan.damaged if args.set_aside else {}
-    if args.dry_run or not (to_move or any(job.state in ("resume", "new") for job in plan.jobs)):
+    jobs, damaged = make_plan(args)
+    print_plan(args, jobs, damaged)
+    to_move = damaged if args.set_aside else {}
+    if args.dry_run or not (to_move or any(job.state in ("resume", "new") for job in jobs)):
         return
     logs = args.runs_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -595,7 +590,7 @@ def main(args: Args) -> None:
     for path in to_move:
         args.set_aside.mkdir(parents=True, exist_ok=True)
         print(f"{path} stands in {shutil.move(path, args.set_aside)} now.")
-    plan = make_plan(args)  # again, with what another benchmark.run may have ended before it gave up the lock
+    jobs, _ = make_plan(args)  # again, with what another benchmark.run may have ended before it gave up the lock
     for name in ("stop", "kill"):
         (logs / name).unlink(missing_ok=True)
     submit = ray_engine(args) if args.engine == "ray" else local_engine(args)
@@ -613,15 +608,15 @@ def main(args: Args) -> None:
             signal.signal(number, request_stop)
 
     outcomes: list[str] = []
-    while ready := [job for job in plan.jobs if job.state in ("resume", "new")]:
+    while ready := [job for job in jobs if job.state in ("resume", "new")]:
         with (args.runs_dir / "commands.txt").open("a") as file:
             file.write(f"# {datetime.now():%Y-%m-%d %H:%M:%S} python -m benchmark.run {shlex.join(sys.argv[1:])}\n")
             file.writelines(shlex.join(job.command) + "\n" for job in ready)
         outcomes += execute(ready, submit, logs)
-        if set(outcomes) != {"finished"} or plan.jobs[-1].state != "waits":
+        if set(outcomes) != {"finished"} or jobs[-1].state != "waits":
             break
-        plan = make_plan(args)  # what waited for the runs that are now finished
-        print_plan(args, plan)
+        jobs, damaged = make_plan(args)  # what waited for the runs that are now finished
+        print_plan(args, jobs, damaged)
     lock.release()
     if not outcomes:
         return

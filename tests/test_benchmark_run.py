@@ -93,7 +93,8 @@ def trainer(tmp_path) -> str:
 
 
 def plan(folder: Path, **arguments) -> list[run.Job]:
-    return run.make_plan(Args(runs_dir=folder / "runs", **arguments)).jobs
+    jobs, _ = run.make_plan(Args(runs_dir=folder / "runs", **arguments))
+    return jobs
 
 
 def states(jobs: list[run.Job]) -> dict[str, int]:
@@ -453,8 +454,8 @@ def test_names_in_a_group_stay_in_their_folder(name, tmp_path):
     config = json.loads((head / "config.json").read_text())
     config["group"][1] = name
     (head / "config.json").write_text(json.dumps(config))
-    wanted = run.make_plan(Args(scripts=("aspc_td3bc",), tasks=("maze2d-umaze-v1",), runs_dir=tmp_path / "runs"))
-    assert list(wanted.damaged) == [head] and states(wanted.jobs) == {"new": 4}
+    jobs, damaged = run.make_plan(Args(scripts=("aspc_td3bc",), tasks=("maze2d-umaze-v1",), runs_dir=tmp_path / "runs"))
+    assert list(damaged) == [head] and states(jobs) == {"new": 4}
 
 
 def test_a_run_that_another_process_holds_is_left_to_it(tmp_path, capsys):
