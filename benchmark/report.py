@@ -48,7 +48,6 @@ from benchmark.results import (
     Groups,
     Run,
     alpha,
-    by_setting,
     grouped,
     published,
     read_published,
@@ -676,29 +675,29 @@ def write_numbers(runs: list[Run], out: Path) -> None:
 
 
 def build(runs: list[Run], repeats: list[Run]) -> Page:
-    finished = [run for run in runs if run.result and run.task in TASKS]
     count = sum(run.result is not None for run in runs)
-    settings = by_setting(runs)
+    settings = sorted({run.setting for run in runs})  # "", the defaults, comes first
     top, page = [text(f"{count} finished and {len(runs) - count} unfinished runs. Written by benchmark.report.")], []
     if len(settings) > 1:
         top.append(text("Runs of different length, measurement or kind of data are never compared: each kind has parts "
                         "of its own, those with no other name are of the scripts' defaults on the benchmark's data."))
-    elif settings[0][0]:
-        top.append(text(f"All runs: {settings[0][0]}."))
-    for i, (setting, members) in enumerate(tqdm(settings, desc="report", unit="setting", delay=2)):
+    elif settings[0]:
+        top.append(text(f"All runs: {settings[0]}."))
+    for i, setting in enumerate(tqdm(settings, desc="report", unit="setting", delay=2)):
+        members = [run for run in runs if run.setting == setting]
         where = f" ({setting})" if setting and len(settings) > 1 else "", f"_{i + 1}" if i else ""
         ended = [run for run in members if run.result and run.task in TASKS]
         main = grouped(run for run in ended if run.main)
         top += headline(main, *where)
-        for section in (scores, table_3):
-            page += section(main, *where)
+        page += scores(main, *where)
+        page += table_3(main, *where)
         page += variants(grouped(ended), *where)
         page += aggregates(main, *where)
         page += curves([run for run in members if run.main and run.task in TASKS], *where)
         page += ogbench([run for run in members if run.result and run.task in OGBENCH_TASKS], *where)
         page += ablations(ended, *where)
     top += [text(aggregate.COVERAGE)] if any("[" in str(block[3]) for block in top if block[0] == "table") else []
-    page += runtime(finished)
+    page += runtime([run for run in runs if run.result and run.task in TASKS])
     page += others([run for run in runs if run.result and run.task not in ALL_TASKS])
     return [*top, contents(), *page, *what_ran(runs), *not_counted(runs, repeats)]
 

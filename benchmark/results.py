@@ -160,13 +160,6 @@ def without_repeats(runs: list[Run]) -> tuple[list[Run], list[Run]]:
     return [run for run in runs if id(run) in kept], [run for run in runs if id(run) not in kept]
 
 
-def by_setting(runs: list[Run]) -> list[tuple[str, list[Run]]]:
-    """Runs of the same length, measurement and kind of data, [(setting, runs)]: only these are compared, each kind in a
-    part of its own. Those of the defaults, "", come first.
-    """
-    return [(setting, [run for run in runs if run.setting == setting]) for setting in sorted({r.setting for r in runs})]
-
-
 Groups = dict[str, dict[str, list[Run]]]  # label -> task -> runs, one a seed
 
 

@@ -44,7 +44,7 @@ import filelock
 import d4rl_gymnasium as d4rl
 from benchmark.estimates import print_estimate
 from benchmark.found import Learner, is_held, is_refused, is_whole, last_step, reached_alpha, read_runs, runs_of
-from benchmark.scripts import ROOT, command_line, flags, script_arguments, tuned_settings
+from benchmark.scripts import ROOT, command_line, flags, script_arguments, tuned
 from benchmark.suites import ASPC, REACHED, SUITES, TASK_SETS, UNIONS
 
 
@@ -231,7 +231,7 @@ class Batch:
             place = {"seed": seeds[0]} | several | {"runs_dir": args.runs_dir} | workers
             command = [*python, *flags({"env_id": tasks} | self.own | stand_in | place)]
         values = {name: default for name, (_, default) in known.items()} | self.own
-        values |= tuned_settings(ROOT / f"{self.script}.py", tasks[0]) if values.get("tuned") else {}
+        values |= tuned(ROOT / f"{self.script}.py").get(tasks[0], {}) if values.get("tuned") else {}
         total = values["total_steps"]
         done = total if state == "finished" else last_step(run) if run else 0
         return Job(
@@ -245,8 +245,8 @@ def robot(script: str, task: str, own: dict[str, Any]) -> list:
     known, alone = d4rl.ALL_TASKS.get(task), [task]
     if not known or "dataset_path" in own or not script_arguments(script)["env_id"][0].startswith("tuple"):
         return alone
-    settings = tuned_settings(ROOT / f"{script}.py", task) if own.get("tuned") else {}
-    if own.get("tuned") and not settings:
+    settings = tuned(ROOT / f"{script}.py").get(task) if own.get("tuned") else {}
+    if settings is None:
         return alone
     return [known.entry_point, known.observation_dim, known.action_dim, settings]
 

@@ -94,11 +94,6 @@ def tuned(path: Path) -> dict[str, dict[str, Any]]:
     return space.get("TUNED", {})
 
 
-def tuned_settings(path: Path, task: str) -> dict[str, Any]:
-    """What a script's --tuned sets for a task; {} if nothing."""
-    return tuned(path).get(task, {})
-
-
 def tuned_arguments(path: Path) -> frozenset[str]:
     """The arguments that a script's --tuned replaces by the task's settings.
 

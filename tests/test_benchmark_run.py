@@ -97,6 +97,12 @@ def plan(folder: Path, **arguments) -> list[run.Job]:
     return jobs
 
 
+def dry_run(folder: Path, capsys, **arguments) -> str:
+    """What benchmark.run prints of a plan."""
+    run.main(Args(runs_dir=folder / "runs", dry_run=True, **arguments))
+    return capsys.readouterr().out
+
+
 def states(jobs: list[run.Job]) -> dict[str, int]:
     return dict(Counter(job.state for job in jobs))
 
@@ -174,8 +180,7 @@ def test_suites(suite, tmp_path, capsys):
     jobs = plan(tmp_path, suite=suite, seeds="0-3")
     assert len(jobs) == 4 * len(variants) * sum(len(TASK_SETS.get(name, [name])) for name in sets)
     assert {"table2": {"new": 312, "waits": 312}}.get(suite, {"new": len(jobs)}) == states(jobs)
-    run.main(Args(suite=suite, runs_dir=tmp_path / "runs", dry_run=True, steps_per_second=100.0, jobs=2))
-    printed = capsys.readouterr().out
+    printed = dry_run(tmp_path, capsys, suite=suite, steps_per_second=100.0, jobs=2)
     assert len(re.findall(r"^(?:new|waits) +\S*python", printed, re.M)) == len(jobs)
     steps = sum(job.total for job in jobs)
     assert f"{steps / 360_000:.1f} hours one after another, {steps / 720_000:.1f} with 2 at a time" in printed
@@ -193,8 +198,7 @@ def test_the_paper_is_its_tables_once_each(tmp_path, capsys):
     assert all("--discount 0.995" in line for line in giant)
     with pytest.raises(SystemExit, match="has none of these tasks"):
         plan(tmp_path, suite="table4", tasks=("maze2d",))
-    run.main(Args(suite="paper", runs_dir=tmp_path / "runs", dry_run=True))
-    printed = capsys.readouterr().out
+    printed = dry_run(tmp_path, capsys, suite="paper")
     assert len(re.findall(r"^new +\S*python", printed, re.M)) == count("paper") and "hours" in printed
 
 
@@ -277,8 +281,8 @@ def test_a_gpus_plan_is_priced_as_it_is_grouped(tmp_path, monkeypatch, capsys):
     """With --tuned ReBRAC's batch on locomotion is 1024."""
     monkeypatch.setattr(estimates, "read_speeds", lambda *_: ({"baselines/rebrac": {(1, 256): 1.0}}, []))
     wanted = {"scripts": ("baselines/rebrac",), "tasks": ("hopper-expert-v2",), "seeds": "0"}
-    run.main(Args(**wanted, runs_dir=tmp_path, per_gpu=1, dry_run=True, set=("tuned=true", "total_steps=900000")))
-    assert "batch 1024" in (printed := capsys.readouterr().out) and "about 1.0 GPU hours" in printed
+    printed = dry_run(tmp_path, capsys, **wanted, per_gpu=1, set=("tuned=true", "total_steps=900000"))
+    assert "batch 1024" in printed and "about 1.0 GPU hours" in printed
 
 
 @pytest.mark.parametrize("script", ["aspc_td3bc", "baselines/td3bc"])
@@ -442,8 +446,7 @@ def test_a_damaged_run_is_named_and_stops_nothing(tmp_path, capsys):
     damage(heads[5] / "config.json", b"[" * 100_000)
     jobs = plan(tmp_path, **wanted)
     assert [(job.state, job.seeds) for job in jobs] == [("resume", [4])] + [("new", [k]) for k in (0, 1, 2, 3, 5, 6)]
-    run.main(Args(runs_dir=tmp_path / "runs", dry_run=True, **wanted))
-    printed = capsys.readouterr().out
+    printed = dry_run(tmp_path, capsys, **wanted)
     assert [str(head) in printed.partition("resume ")[0] for head in heads] == [True] * 4 + [False, True]
     assert len(re.findall("does not count: it is damaged, or no run .*--set-aside FOLDER", printed)) == 5
 
@@ -465,8 +468,7 @@ def test_a_run_that_another_process_holds_is_left_to_it(tmp_path, capsys):
     held = files.lock(head)
     try:
         assert states(plan(tmp_path, **wanted)) == {"running": 1, "new": 1}
-        run.main(Args(runs_dir=tmp_path / "runs", dry_run=True, **wanted))
-        assert f"left to the process that is at it ({head})" in capsys.readouterr().out
+        assert f"left to the process that is at it ({head})" in dry_run(tmp_path, capsys, **wanted)
     finally:
         files.unlock(held)
     assert states(plan(tmp_path, **wanted)) == {"new": 3}  # it holds no checkpoint
@@ -499,7 +501,7 @@ def test_a_tuned_run_is_found_by_what_was_asked_for(script, tmp_path):
     settings = asdict(module.tuned(args, module.TUNED))
     write_run(tmp_path, f"baselines/{script}", [0], [{}], **settings)
     assert settings != asdict(args)
-    read = run.tuned_settings(ROOT / f"baselines/{script}.py", task)
+    read = run.tuned(ROOT / f"baselines/{script}.py")[task]
     assert asdict(args) | read == settings and read.keys() == tuned_arguments(ROOT / f"baselines/{script}.py")
     assert states(plan(tmp_path, **wanted)) == {"finished": 1}
     assert states(plan(tmp_path, **wanted | {"set": ("tuned=true", "total_steps=5000")})) == {"new": 1}
