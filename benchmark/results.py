@@ -184,7 +184,6 @@ PUBLISHED = {
     "aspc_iql": ("3", "IQL+ASPC", False), "cql": ("3", "CQL", True), "aspc_cql": ("3", "CQL+ASPC", False),
     "diffusionql": ("3", "Diffusion-QL", True), "aspc_diffusionql": ("3", "Diffusion-QL+ASPC", False),
 }
-PAPER_STEPS = 1_000_000
 
 
 def unlike_paper(run: Run) -> list[str]:
@@ -193,7 +192,7 @@ def unlike_paper(run: Run) -> list[str]:
     reasons = {
         "it is a variant": not run.main,
         f"{run.args['total_steps']:,} gradient steps, the paper's are a million":
-            run.args["total_steps"] != PAPER_STEPS,
+            run.args["total_steps"] != 1_000_000,
         f"a batch of {run.args.get('batch_size')}": "batch_size" in run.off_default and not run.args.get("tuned"),
         "not D4RL's file, or not known to be it": run.data,
         "one setting for all tasks, the paper has one for each": tuned and not run.args.get("tuned"),
