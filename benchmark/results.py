@@ -191,8 +191,7 @@ def unlike_paper(run: Run) -> list[str]:
     tuned = PUBLISHED[run.script][2]
     reasons = {
         "it is a variant": not run.main,
-        f"{run.args['total_steps']:,} gradient steps, the paper's are a million":
-            run.args["total_steps"] != 1_000_000,
+        f"{run.args['total_steps']:,} gradient steps, the paper's are a million": run.args["total_steps"] != 1_000_000,
         f"a batch of {run.args.get('batch_size')}": "batch_size" in run.off_default and not run.args.get("tuned"),
         "not D4RL's file, or not known to be it": run.data,
         "one setting for all tasks, the paper has one for each": tuned and not run.args.get("tuned"),

@@ -133,9 +133,7 @@ class PlainLoop:
     def update_rho(self, gradient, alpha, s, a, pi) -> None:
         names, parameters = zip(*self.actor.named_parameters(), strict=True)
         states = [self.actor_adam.state[p] for p in parameters]
-        moments = ScaleByAdamState(
-            *([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
-        )
+        moments = ScaleByAdamState(*([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step")))
         direction, _ = scale_by_adam(eps_root=1e-30).update(list(gradient), moments, inplace=False)
         new_actor = {n: p - 3e-4 * x for n, p, x in zip(names, parameters, direction, strict=True)}
         new_pi = functional_call(self.actor, new_actor, s)
