@@ -242,12 +242,10 @@ class Batch:
 
 def robot(script: str, task: str, own: dict[str, Any]) -> list:
     """What tasks have in common that one process can train."""
-    known, alone = d4rl.ALL_TASKS.get(task), [task]
+    known = d4rl.ALL_TASKS.get(task)
     if not known or "dataset_path" in own or not script_arguments(script)["env_id"][0].startswith("tuple"):
-        return alone
+        return [task]
     settings = tuned(ROOT / f"{script}.py").get(task) if own.get("tuned") else {}
-    if settings is None:
-        return alone
     return [known.entry_point, known.observation_dim, known.action_dim, settings]
 
 
