@@ -421,6 +421,8 @@ def test_a_file_is_found_from_anywhere(tmp_path, monkeypatch):
 def test_new_groups_are_of_what_is_left(tmp_path):
     wanted = {"scripts": ("aspc_td3bc",), "tasks": ("maze2d",), "per_gpu": 1}
     write_run(tmp_path, "aspc_td3bc", [1], [{}], env_id="maze2d-umaze-v1")
+    head = write_run(tmp_path, "aspc_td3bc", [2, 3], [], env_id="maze2d-large-v1")
+    next(head.parent.glob("maze2d-large-v1__aspc_td3bc__3__*")).rename(tmp_path / "elsewhere")  # so it cannot go on
     jobs = [job for job in plan(tmp_path, **wanted) if job.state == "new"]
     groups = [(job.tasks[0], len(job.tasks), job.seeds) for job in jobs]
     assert groups == [("maze2d-umaze-v1", 1, [0]), ("maze2d-medium-v1", 2, [0, 1, 2, 3]),
@@ -483,8 +485,8 @@ def test_what_has_been_done_is_found(tmp_path):
     write_run(tmp_path, "aspc_td3bc", [5], [{}], **hopper, alpha_init=1.0)  # other runs
     write_run(tmp_path, "baselines/td3bc", [5], [{}], **hopper)
     found = lambda jobs: [(job.state, job.seeds) for job in jobs]  # noqa: E731
-    jobs = plan(tmp_path, **wanted, seeds="0-5")
-    assert found(jobs) == [*(("finished", [k]) for k in range(3)), ("resume", [2, 3]), ("new", [4, 5])]
+    jobs, damaged = run.make_plan(Args(runs_dir=tmp_path / "runs", **wanted, seeds="0-5"))
+    assert not damaged and found(jobs) == [*(("finished", [k]) for k in range(3)), ("resume", [2, 3]), ("new", [4, 5])]
     assert jobs[3].command[:4] == [sys.executable, os.path.relpath(ROOT / "aspc_td3bc.py"), "--resume", str(half)]
     assert [job.total - job.done for job in jobs] == [0, 0, 0, 990_000, 1_000_000]
     assert found(plan(tmp_path, **wanted, seeds="1,6")) == [("finished", [1]), ("new", [6])]
