@@ -68,6 +68,13 @@ def make_run(folder: Path, task: str, script="aspc_td3bc", seed: int = 0, score:
     return path
 
 
+def make_runs(folder: Path, script: str, scores: dict[str, tuple[float, ...]], **options) -> None:
+    """{task: the score of each seed}"""
+    for task, of_task in scores.items():
+        for seed, score in enumerate(of_task):
+            make_run(folder, task, script, seed, score, **options)
+
+
 def build(*folders: Path, out: Path) -> str:
     report.main(report.Args(folders, out))
     return (out / "report.md").read_text(encoding="utf-8")
@@ -241,8 +248,8 @@ def test_three_gains_of_table_4_are_losses():
 def test_scores_of_tasks_and_domains(tmp_path):
     for seed, score in enumerate((100, 110, 120, 130)):
         make_run(tmp_path / "runs", "maze2d-umaze-v1", seed=seed, score=score, end_alpha=7 + seed)
-    for task, score in (("maze2d-medium-v1", 60), ("maze2d-large-v1", 80), ("pen-human-v1", 90)):
-        make_run(tmp_path / "runs", task, score=score)
+    others = {"maze2d-medium-v1": (60,), "maze2d-large-v1": (80,), "pen-human-v1": (90,)}
+    make_runs(tmp_path / "runs", "aspc_td3bc", others)
     text = build(tmp_path / "runs", out=tmp_path / "out")
     rows = read_table(tmp_path / "out" / "table1.csv")
     assert list(rows["pen-human-v1"]) == ["task", "ASPC", "paper, ASPC", "difference"]
@@ -408,12 +415,8 @@ def test_tuned_runs_are_one_algorithm(tmp_path):
 def test_ogbench_is_a_table_of_its_own(tmp_path):
     """Success rates, what ASPC gains over FQL by seed, and no part in D4RL's tables."""
     first, second, *_ = OGBENCH_TASKS
-    for seed, (fql, aspc) in enumerate(((40.0, 60.0), (60.0, 62.0))):
-        make_run(tmp_path, first, "fql", seed, fql, eval_episodes=50)
-        make_run(tmp_path, first, "aspc_fql", seed, aspc, eval_episodes=50)
-    make_run(tmp_path, first, "aspc_fql", 7, 0.0, eval_episodes=50)  # a seed without its partner
-    make_run(tmp_path, second, "fql", 0, 0.0, eval_episodes=50)
-    make_run(tmp_path, second, "aspc_fql", 0, 8.0, eval_episodes=50)
+    make_runs(tmp_path, "fql", {first: (40, 60), second: (0,)}, eval_episodes=50)
+    make_runs(tmp_path, "aspc_fql", {first: (60, 62, 0), second: (8,)}, eval_episodes=50)  # a seed without its partner
     make_run(tmp_path, first, "aspc_fql", 0, 90.0, total_steps=7)  # another length, without FQL's
     build(tmp_path, out=tmp_path / "out")
     short, rows = (read_table(tmp_path / "out" / f"table4{suffix}.csv") for suffix in ("_2", ""))
@@ -431,13 +434,9 @@ def test_table_3(tmp_path):
     tasks.
     """
     hopper, walker, cheetah = "hopper-medium-v2", "walker2d-medium-v2", "halfcheetah-medium-v2"
-    for seed, (score, with_aspc) in enumerate(((40, 50), (60, 74))):
-        make_run(tmp_path / "runs", hopper, "iql", seed, score, tuned=True)
-        make_run(tmp_path / "runs", hopper, "aspc_iql", seed, with_aspc)
-        make_run(tmp_path / "runs", walker, "iql", seed, 80, tuned=True)
-        make_run(tmp_path / "runs", walker, "aspc_iql", seed, 70)
-    make_run(tmp_path / "runs", walker, "iql", 2, 80, tuned=True)  # a seed without its pair
-    make_run(tmp_path / "runs", cheetah, "iql", score=30, tuned=True)  # a task without
+    iql = {hopper: (40, 60), walker: (80, 80, 80), cheetah: (30,)}  # walker's third seed and cheetah have no pair
+    make_runs(tmp_path / "runs", "iql", iql, tuned=True)
+    make_runs(tmp_path / "runs", "aspc_iql", {hopper: (50, 74), walker: (70, 70)})
     make_run(tmp_path / "runs", hopper, "cql", score=30)
     make_run(tmp_path / "runs", hopper, "aspc_cql", score=90, total_steps=7)  # of another length
     for script in ("td3bc", "aspc_td3bc"):  # Table 1's pair
@@ -458,17 +457,12 @@ def test_table_3(tmp_path):
 
 def test_headline_and_differences(tmp_path, figures):
     """Common tasks and shared seeds alone, by hand; an algorithm with too few tasks is left out and named."""
-    scores = {  # the second seed is 20 better for everybody
-        "td3bc": {"pen-human-v1": (10, 30), "door-human-v1": (50, 70)},
-        "aspc_td3bc": {"pen-human-v1": (14, 34), "door-human-v1": (52, 80), "hammer-human-v1": (0, 0)},
-        "iql": {"pen-human-v1": (90, 90)},
-    }
-    for script, tasks in scores.items():
-        for task, values in tasks.items():
-            for seed, score in enumerate(values):
-                make_run(tmp_path / "runs", task, script, seed, score)
-    make_run(tmp_path / "runs", "pen-human-v1", "td3bc", 9, 50)  # a seed of its own
-    text = build(tmp_path / "runs", out=tmp_path / "out")
+    runs = tmp_path / "runs"  # on the common tasks the second seed is the better one for both
+    make_runs(runs, "td3bc", {"pen-human-v1": (10, 30), "door-human-v1": (50, 70)})
+    make_runs(runs, "aspc_td3bc", {"pen-human-v1": (14, 34), "door-human-v1": (52, 80), "hammer-human-v1": (0, 0)})
+    make_runs(runs, "iql", {"pen-human-v1": (90, 90)})
+    make_run(runs, "pen-human-v1", "td3bc", 9, 50)  # a seed of its own
+    text = build(runs, out=tmp_path / "out")
     ours, base = read_table(tmp_path / "out" / "headline.csv").values()
     # by seed 4 and 4 on pen, 2 and 10 on door: resampled (4 + 2) / 2 to (4 + 10) / 2
     assert ours["difference to TD3+BC"] == "+5.0 [+3.0, +7.0]" and ours["seeds"] == "2"
@@ -586,8 +580,7 @@ def test_one_process_may_train_several_tasks(tmp_path):
 
 
 def test_other_tasks_have_returns(tmp_path):
-    for seed, score in enumerate((-200.0, -100.0)):
-        make_run(tmp_path / "runs", "Pendulum-v1", seed=seed, score=score, source="given: my.hdf5")
+    make_runs(tmp_path / "runs", "aspc_td3bc", {"Pendulum-v1": (-200, -100)}, source="given: my.hdf5")
     build(tmp_path / "runs", out=tmp_path / "out")
     row = read_table(tmp_path / "out" / "others.csv")["Pendulum-v1"]
     assert row["return of the last checkpoint"] == "-150.0 ± 70.7 (2)"
@@ -649,10 +642,9 @@ def test_table_13_and_sweeps(tmp_path):
 
 
 def test_figure_1b_needs_an_algorithm_with_and_without_its_settings(tmp_path, figures):
-    for i, script in enumerate(("iql", "rebrac")):
-        for seed in (0, 1):
-            make_run(tmp_path, "pen-human-v1", script, seed, 10 + 50 * i + 10 * seed)
-            make_run(tmp_path, "pen-human-v1", script, seed, 80, tuned=True)
+    for script, scores in {"iql": (10, 20), "rebrac": (60, 70)}.items():
+        make_runs(tmp_path, script, {"pen-human-v1": scores})
+        make_runs(tmp_path, script, {"pen-human-v1": (80, 80)}, tuned=True)
     runs = results.read_runs([tmp_path])
     (name,) = [block[1:] for block in comparisons.ablations(runs, "", "") if block[0] == "table"]
     assert name[0] == "fig1b" and name[1][2:] == ["IQL", "IQL --tuned", "ReBRAC", "ReBRAC --tuned"]
