@@ -64,9 +64,7 @@ class Probe(fresh_outer_batch.Agent):
         new_theta, slope = jvp(self.inner_step, (g,), (g_slope,))
         for which, judged in (("same", (s, a)), ("fresh", self.outer_batch)):
             for name in TERMS:
-                outer_g = self.all(grad(self.term(name)))(
-                    new_theta, self.theta, self.phi, alpha, self.ema, *judged
-                )
+                outer_g = self.all(grad(self.term(name)))(new_theta, self.theta, self.phi, alpha, self.ema, *judged)
                 self.notes.setdefault((which, name), []).append((outer_g * slope).sum(1) * self.rho.sigmoid())
         self.outer_batch = s, a
         return super().update_alpha(g, alpha, s, a)

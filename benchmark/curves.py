@@ -6,8 +6,6 @@ One panel a task, a line a run: the normalised score of every evaluation (thin) 
 below it the scale (`aspc/alpha`, `td3bc/alpha`).
 """
 
-import csv
-import json
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
@@ -18,8 +16,9 @@ import numpy as np
 import tyro
 
 from benchmark.page import figure, write_csv
+from benchmark.results import SCORE, Run, alpha, read_run
 from benchmark.scripts import command_line
-from benchmark.suites import TASK_SETS
+from d4rl_gymnasium.tasks import TASKS
 
 COLUMNS = ("task", "script", "seed", "step", "seconds", "score", "alpha")
 WINDOW = 20  # evaluations of the thick line
@@ -34,38 +33,18 @@ class Args:
     """the folder that receives curves.csv and curves.png"""
 
 
-def read(run: Path) -> list[list]:
-    """A row for each evaluation of the run. Exits with a sentence where there is none."""
-    try:
-        config = json.loads((run / "config.json").read_text())
-        with (run / "metrics.csv").open(newline="") as file:
-            lines = list(csv.DictReader(file))
-        about = [config["env_id"], config["script"], config["seed"]]
-        scales = [tag for tag in ("aspc/alpha", "td3bc/alpha") if tag in lines[0]]
-        return [
-            [*about, int(line["step"]), float(line["seconds"]), float(line["charts/normalized_score"]),
-             float(line[scales[0]]) if scales else None]
-            for line in lines
-        ]  # fmt: skip
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        sys.exit(f"{run} has no evaluations that can be read ({type(error).__name__}: {error}).")
-
-
-def draw(rows: list[list], path: Path) -> None:
-    runs = defaultdict(list)
-    for task, script, seed, step, _, score, alpha in rows:
-        runs[task, script, seed].append((step, score, np.nan if alpha is None else alpha))
-    tasks = list(dict.fromkeys(task for task, _, _ in runs))
+def draw(runs: list[Run], path: Path) -> None:
+    tasks = defaultdict(list)
+    for run in runs:
+        tasks[run.task].append(run)
     picture, axes = figure(2, len(tasks), 4, 2.3, sharex=True)
-    for column, task in enumerate(tasks):
-        for color, ((_, script, seed), points) in zip(
-            COLORS, [item for item in runs.items() if item[0][0] == task], strict=False
-        ):
-            steps, scores, alphas = np.array(points).T
+    for column, (task, members) in enumerate(tasks.items()):
+        for color, run in zip(COLORS, members, strict=False):
+            steps, scores, scales = np.array([(row["step"] / 1e6, row[SCORE], alpha(row)) for row in run.rows]).T
             means = [scores[max(0, i - WINDOW + 1) : i + 1].mean() for i in range(len(scores))]
-            axes[0, column].plot(steps / 1e6, scores, color=color, linewidth=0.5, alpha=0.5)
-            axes[0, column].plot(steps / 1e6, means, color=color, label=f"{script}, seed {seed}")
-            axes[1, column].plot(steps / 1e6, alphas, color=color)
+            axes[0, column].plot(steps, scores, color=color, linewidth=0.5, alpha=0.5)
+            axes[0, column].plot(steps, means, color=color, label=f"{run.script}, seed {run.seed}")
+            axes[1, column].plot(steps, scales, color=color)
         axes[0, column].set_title(task)
         axes[1, column].set_xlabel("million gradient steps")
         axes[0, column].legend(fontsize=7)
@@ -77,13 +56,18 @@ def draw(rows: list[list], path: Path) -> None:
 def main(args: Args) -> None:
     if not args.runs:
         sys.exit("Name at least one run directory.")
-    order = {task: i for i, task in enumerate(TASK_SETS["paper"])}
-    rows = sorted(
-        (row for run in args.runs for row in read(run)), key=lambda row: (order.get(row[0], 99), row[0], row[1:4])
-    )
+    order = {task: i for i, task in enumerate(TASKS)}
+    runs = sorted(map(read_run, args.runs), key=lambda run: (order.get(run.task, 99), run.task, run.script, run.seed))
+    for run in runs:
+        if not run.rows:
+            sys.exit(f"{run.name} has no evaluations that can be read.")
+    rows = [
+        [run.task, run.script, run.seed, int(row["step"]), row["seconds"], row[SCORE], alpha(row)]
+        for run in runs for row in run.rows
+    ]  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
     write_csv(args.out / "curves.csv", COLUMNS, rows)
-    draw(rows, args.out / "curves.png")
+    draw(runs, args.out / "curves.png")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import filelock
 import numpy as np
 
 import d4rl_gymnasium as d4rl
-from benchmark.scripts import ROOT, script_arguments, tuned_arguments
+from benchmark.scripts import HOUSEKEEPING, ROOT, script_arguments, tuned_arguments
 
 
 @dataclass
@@ -65,15 +65,11 @@ def read_runs(folder: Path) -> tuple[list[Learner], dict[Path, str]]:
 
 def runs_of(learners: list[Learner], script: str, arguments: dict[str, Any]) -> list[Learner]:
     """Those of this script whose arguments are these, but for task and seed and for what belongs to no experiment."""
-    free = {
-        "env_id", "seed", "num_seeds", "stand_in", "runs_dir", "checkpoint_interval", "resume", "eval", "render_video",
-        "track", "track_project", "track_entity", "track_group", "device", "compile", "cudagraph", "eval_workers",
-    }  # fmt: skip
     defaults = {name: default for name, (_, default) in script_arguments(script).items()}
     settings = tuned_arguments(ROOT / f"{script}.py")  # of the task, where --tuned asks for them
 
     def fixed(values: dict[str, Any]) -> dict[str, Any]:
-        left_out = free | settings if values.get("tuned") else free
+        left_out = {*HOUSEKEEPING, *(settings if values.get("tuned") else ())}
         return {name: value for name, value in (defaults | values).items() if name not in left_out}
 
     return [one for one in learners if one.script == Path(script).name and fixed(one.args) == fixed(arguments)]

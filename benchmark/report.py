@@ -13,7 +13,7 @@ import itertools
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -22,20 +22,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from benchmark.aggregate import (
-    COVERAGE,
-    correlation,
-    deviation,
-    estimate,
-    gain,
-    improvement,
-    interval,
-    iqm,
-    mean,
-    profile,
-    relative_gain,
-    resample,
-)
+from benchmark import aggregate
 from benchmark.comparisons import ablations
 from benchmark.page import (
     Page,
@@ -61,7 +48,6 @@ from benchmark.results import (
     Groups,
     Run,
     alpha,
-    by_setting,
     grouped,
     published,
     read_published,
@@ -94,7 +80,7 @@ def some(present: int, tasks: list[str]) -> str:
 
 def spread(values: list[float], form: str = ".1f") -> str:
     """Mean ± standard deviation (number of seeds)."""
-    more = f" ± {deviation(values):{form.lstrip('+')}}" if len(values) > 1 else ""
+    more = f" ± {aggregate.deviation(values):{form.lstrip('+')}}" if len(values) > 1 else ""
     return f"{np.mean(values):{form}}{more} ({len(values)})"
 
 
@@ -102,6 +88,11 @@ def average(means: dict[str, float], tasks: list[str], form: str = ".1f") -> str
     """The mean over the tasks that there are, marked where these are not all."""
     present = [means[task] for task in tasks if task in means]
     return format(np.mean(present), form) + some(len(present), tasks) if present else "–"
+
+
+def estimated(statistic: Callable, sample: Iterable[np.ndarray], form: str = ".1f") -> str:
+    """A statistic of benchmark.aggregate and its interval."""
+    return ranged(*aggregate.estimate(statistic, [*sample]), form)
 
 
 def paired(x: dict[str, list[Run]], y: dict[str, list[Run]]) -> dict[str, np.ndarray]:
@@ -221,8 +212,8 @@ def ogbench(runs: list[Run], of: str, suffix: str) -> Page:
         base = groups.get(label.replace("FQL+ASPC", "FQL"), {}) if first(ran).script == "aspc_fql" else {}
         pairs = paired(base, ran)
         if pairs:  # FQL with the same arguments
-            gains = {task: number(relative_gain([of]), "+.1%") for task, of in pairs.items()}
-            gains["average"] = ranged(*estimate(relative_gain, [*pairs.values()]), "+.1%") + some(len(pairs), tasks)
+            gains = {task: number(aggregate.relative_gain([of]), "+.1%") for task, of in pairs.items()}
+            gains["average"] = estimated(aggregate.relative_gain, pairs.values(), "+.1%") + some(len(pairs), tasks)
             columns.append(("gain over FQL", gains))
     theirs, paper = published("FQL", "FQL"), published("4", "FQL+ASPC")
     rates = {task: f"{row['mean']} ± {row['std']}" for task, row in theirs.items()}
@@ -258,7 +249,7 @@ def table_3(groups: Groups, of: str, suffix: str) -> Page:
         pairs = {task: pairs[task] for task in common if task in pairs}
         gains = {task: spread(list(of[:, 1] - of[:, 0]), "+.1f") for task, of in pairs.items()}
         if pairs:
-            gains["average"] = ranged(*estimate(gain, [*pairs.values()]), "+.1f") + some(len(pairs), tasks)
+            gains["average"] = estimated(aggregate.gain, pairs.values(), "+.1f") + some(len(pairs), tasks)
         columns.append(("gain", gains))
         paper = [published("3", x) for x in (name.removesuffix("+ASPC"), name)]
         paper = [{task: float(column[task]["mean"]) for task in common} for column in paper]
@@ -318,11 +309,11 @@ def headline(groups: Groups, of: str, suffix: str) -> Page:
     for label, tasks in groups.items():
         seeds = sorted({len(runs) for runs in tasks.values()})
         row = [label, " to ".join(map(str, dict.fromkeys([seeds[0], seeds[-1]])))]
-        row += [ranged(*estimate(statistic, sample(tasks))) for statistic in (mean, iqm)]
+        row += [estimated(statistic, sample(tasks)) for statistic in (aggregate.mean, aggregate.iqm)]
         pairs = paired(base, tasks) if base and label != "TD3+BC" else {}
         if len(pairs) == len(tasks):
-            row += [ranged(*estimate(gain, [*pairs.values()]), "+.1f"),
-                    ranged(*estimate(improvement, [*pairs.values()]), ".2f")]  # fmt: skip
+            row += [estimated(aggregate.gain, pairs.values(), "+.1f"),
+                    estimated(aggregate.improvement, pairs.values(), ".2f")]  # fmt: skip
         rows.append(row + ["–"] * (6 - len(row)))
     count = len(next(iter(groups.values())))
     return [
@@ -334,7 +325,6 @@ def headline(groups: Groups, of: str, suffix: str) -> Page:
         table(f"headline{suffix}", ["", "seeds", "mean", "interquartile mean", "difference to TD3+BC",
                                     "probability of improvement on TD3+BC"], rows),
     ]  # fmt: skip
-
 
 
 def aggregates(groups: Groups, of: str, suffix: str) -> Page:
@@ -349,18 +339,19 @@ def aggregates(groups: Groups, of: str, suffix: str) -> Page:
     drawing, [[axis]] = figure(1, 1, 7, 4.2)
     for i, (label, scores) in enumerate(samples.items()):
         color, style = look(first(compared[label]))
-        axis.plot(thresholds, profile(scores, thresholds), style, color=color, label=label, zorder=3 - 0.01 * i)
+        shares = aggregate.profile(scores, thresholds)
+        axis.plot(thresholds, shares, style, color=color, label=label, zorder=3 - 0.01 * i)
         if min(map(len, scores)) > 1:
-            band = interval(profile(resample(scores), thresholds))
+            band = aggregate.interval(aggregate.profile(aggregate.resample(scores), thresholds))
             axis.fill_between(thresholds, *band, color=color, alpha=0.15, lw=0)
     axis.set(xlabel="normalized score τ", ylabel="share of runs with a score above τ", ylim=(0, 1.02))
     axis.grid(alpha=0.3)
     legend(drawing)
     pairs = []
     for x, y in itertools.combinations(compared, 2):
-        shared = [*paired(compared[y], compared[x]).values()]
+        shared = paired(compared[y], compared[x]).values()
         if shared:
-            pairs.append([x, y, str(len(shared)), ranged(*estimate(improvement, shared), ".2f")])
+            pairs.append([x, y, str(len(shared)), estimated(aggregate.improvement, shared, ".2f")])
     count = len(next(iter(compared.values())))
     page = [
         heading(f"Aggregates over tasks (Fig. 2){of}"),
@@ -386,8 +377,8 @@ def differences(groups: Groups, suffix: str) -> Page:
             there = [pairs[task] for task in tasks_of if task in pairs]
             if there:
                 mark = some(len(there), tasks_of)
-                columns[label][f"{domain} average"] = ranged(*estimate(gain, there), "+.1f") + mark
-        columns[label]["correlation by seed"] = number(correlation([*pairs.values()]), ".2f")
+                columns[label][f"{domain} average"] = estimated(aggregate.gain, there, "+.1f") + mark
+        columns[label]["correlation by seed"] = number(aggregate.correlation([*pairs.values()]), ".2f")
     names = [name for domain, tasks in AVERAGES.items()
              for name in [*(tasks if domain in DOMAINS else []), f"{domain} average"]]  # fmt: skip
     names = [name for name in [*names, "correlation by seed"] if any(name in column for column in columns.values())]
@@ -459,7 +450,7 @@ def curve(runs: list[Run], value: Value) -> tuple[np.ndarray, np.ndarray, np.nda
         for row in run.rows:
             values[row["step"]].append(value(run, row))
     steps = sorted(values)
-    band = np.nan_to_num([deviation(values[step]) for step in steps])
+    band = np.nan_to_num([aggregate.deviation(values[step]) for step in steps])
     return np.array(steps), np.array([np.mean(values[step]) for step in steps]), band
 
 
@@ -684,29 +675,29 @@ def write_numbers(runs: list[Run], out: Path) -> None:
 
 
 def build(runs: list[Run], repeats: list[Run]) -> Page:
-    finished = [run for run in runs if run.result and run.task in TASKS]
     count = sum(run.result is not None for run in runs)
-    settings = by_setting(runs)
+    settings = sorted({run.setting for run in runs})  # "", the defaults, comes first
     top, page = [text(f"{count} finished and {len(runs) - count} unfinished runs. Written by benchmark.report.")], []
     if len(settings) > 1:
         top.append(text("Runs of different length, measurement or kind of data are never compared: each kind has parts "
                         "of its own, those with no other name are of the scripts' defaults on the benchmark's data."))
-    elif settings[0][0]:
-        top.append(text(f"All runs: {settings[0][0]}."))
-    for i, (setting, members) in enumerate(tqdm(settings, desc="report", unit="setting", delay=2)):
+    elif settings[0]:
+        top.append(text(f"All runs: {settings[0]}."))
+    for i, setting in enumerate(tqdm(settings, desc="report", unit="setting", delay=2)):
+        members = [run for run in runs if run.setting == setting]
         where = f" ({setting})" if setting and len(settings) > 1 else "", f"_{i + 1}" if i else ""
         ended = [run for run in members if run.result and run.task in TASKS]
         main = grouped(run for run in ended if run.main)
         top += headline(main, *where)
-        for section in (scores, table_3):
-            page += section(main, *where)
+        page += scores(main, *where)
+        page += table_3(main, *where)
         page += variants(grouped(ended), *where)
         page += aggregates(main, *where)
         page += curves([run for run in members if run.main and run.task in TASKS], *where)
         page += ogbench([run for run in members if run.result and run.task in OGBENCH_TASKS], *where)
         page += ablations(ended, *where)
-    top += [text(COVERAGE)] if any("[" in str(block[3]) for block in top if block[0] == "table") else []
-    page += runtime(finished)
+    top += [text(aggregate.COVERAGE)] if any("[" in str(block[3]) for block in top if block[0] == "table") else []
+    page += runtime([run for run in runs if run.result and run.task in TASKS])
     page += others([run for run in runs if run.result and run.task not in ALL_TASKS])
     return [*top, contents(), *page, *what_ran(runs), *not_counted(runs, repeats)]
 

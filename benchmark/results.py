@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from benchmark.scripts import DOMAINS, ROOT, flags, read_arguments, tuned_arguments
+from benchmark.scripts import DOMAINS, HOUSEKEEPING, ROOT, flags, read_arguments, tuned_arguments
 from d4rl_gymnasium.tasks import ALL_TASKS, TASKS
 
 SCRIPTS = {path.stem: path for room in (".", "baselines", "benchmark/ablations") for path in ROOT.glob(f"{room}/*.py")}
@@ -38,11 +38,7 @@ SCALES = {"iql": "β", "cql": "CQL's α", "diffusionql": "η", "fql": "FQL's α"
 
 # Arguments that leave the algorithm and its measurement as they are, and those that set length and measurement of a
 # run. Any other argument that is off its default makes a variant of the algorithm.
-HOUSEKEEPING = (
-    "env_id", "seed", "num_seeds", "device", "dataset_path", "stand_in", "runs_dir", "checkpoint_interval", "resume",
-    "eval", "render_video", "track", "track_project", "track_entity", "track_group", "compile", "cudagraph",
-    "matmul_precision", "eval_workers",
-)
+NEUTRAL = (*HOUSEKEEPING, "dataset_path", "matmul_precision")
 PROTOCOL = ("total_steps", "batch_size", "eval_interval", "eval_episodes", "final_eval_episodes", "max_episode_steps")
 
 
@@ -71,7 +67,7 @@ class Run:
         self.steps = int(self.rows[-1]["step"]) if self.rows else 0
         self.seconds = self.rows[-1]["seconds"] if self.rows else 0.0
         self.off_default = off_default(self.script, self.args)
-        options = {key: value for key, value in self.off_default.items() if key not in HOUSEKEEPING}
+        options = {key: value for key, value in self.off_default.items() if key not in NEUTRAL}
         self.variant = {key: value for key, value in options.items() if key not in PROTOCOL}
         name, self.color = ALGORITHMS.get(self.script, (self.script, "#7f7f7f"))
         self.typed = " ".join([self.script, *flags(self.variant)])
@@ -164,13 +160,6 @@ def without_repeats(runs: list[Run]) -> tuple[list[Run], list[Run]]:
     return [run for run in runs if id(run) in kept], [run for run in runs if id(run) not in kept]
 
 
-def by_setting(runs: list[Run]) -> list[tuple[str, list[Run]]]:
-    """Runs of the same length, measurement and kind of data, [(setting, runs)]: only these are compared, each kind in a
-    part of its own. Those of the defaults, "", come first.
-    """
-    return [(setting, [run for run in runs if run.setting == setting]) for setting in sorted({r.setting for r in runs})]
-
-
 Groups = dict[str, dict[str, list[Run]]]  # label -> task -> runs, one a seed
 
 
@@ -195,7 +184,6 @@ PUBLISHED = {
     "aspc_iql": ("3", "IQL+ASPC", False), "cql": ("3", "CQL", True), "aspc_cql": ("3", "CQL+ASPC", False),
     "diffusionql": ("3", "Diffusion-QL", True), "aspc_diffusionql": ("3", "Diffusion-QL+ASPC", False),
 }
-PAPER_STEPS = 1_000_000
 
 
 def unlike_paper(run: Run) -> list[str]:
@@ -203,8 +191,7 @@ def unlike_paper(run: Run) -> list[str]:
     tuned = PUBLISHED[run.script][2]
     reasons = {
         "it is a variant": not run.main,
-        f"{run.args['total_steps']:,} gradient steps, the paper's are a million":
-            run.args["total_steps"] != PAPER_STEPS,
+        f"{run.args['total_steps']:,} gradient steps, the paper's are a million": run.args["total_steps"] != 1_000_000,
         f"a batch of {run.args.get('batch_size')}": "batch_size" in run.off_default and not run.args.get("tuned"),
         "not D4RL's file, or not known to be it": run.data,
         "one setting for all tasks, the paper has one for each": tuned and not run.args.get("tuned"),

@@ -44,7 +44,7 @@ import filelock
 import d4rl_gymnasium as d4rl
 from benchmark.estimates import print_estimate
 from benchmark.found import Learner, is_held, is_refused, is_whole, last_step, reached_alpha, read_runs, runs_of
-from benchmark.scripts import ROOT, command_line, flags, script_arguments, tuned_settings
+from benchmark.scripts import ROOT, command_line, flags, script_arguments, tuned
 from benchmark.suites import ASPC, REACHED, SUITES, TASK_SETS, UNIONS
 
 
@@ -143,10 +143,9 @@ def data_file(args: Args, task: str) -> Path | None:
     return path.resolve() if path and path.is_file() else None  # as it will stand in config.json
 
 
-def read_request(args: Args) -> tuple[list[tuple[str, str, str, dict]], dict[str, Any], list[str]]:
-    """What --suite, --scripts, --tasks and --set ask for: [(suite, task, script, arguments)], arguments that all
-    scripts get, and the suite's scripts that this checkout does not have. Exits with a sentence where they make no
-    sense.
+def read_request(args: Args) -> tuple[list[tuple[str, str, str, dict]], dict[str, Any]]:
+    """What --suite, --scripts, --tasks and --set ask for: [(suite, task, script, arguments)], and arguments that all
+    scripts get. Exits with a sentence where they make no sense.
     """
     if args.suite and args.suite not in SUITES | UNIONS:
         sys.exit(f"--suite {args.suite}: there are {', '.join(SUITES | UNIONS)}.")
@@ -156,12 +155,7 @@ def read_request(args: Args) -> tuple[list[tuple[str, str, str, dict]], dict[str
         sys.exit(f"--dataset-dir {args.dataset_dir}: there is no such folder.")
     parts = {part: SUITES[part] for part in UNIONS.get(args.suite, [args.suite])} if args.suite else {}
     parts = parts or {"": ([], [(script.removesuffix(".py"), {}) for script in args.scripts])}
-    scripts = dict.fromkeys(script for _, variants in parts.values() for script, _ in variants)
-    missing = [script for script in scripts if args.suite and not (ROOT / f"{script}.py").is_file()]
-    scripts = [script for script in scripts if script not in missing]
-    if not scripts:
-        sys.exit(f"--suite {args.suite}: this checkout has none of its scripts, {', '.join(missing)}.")
-    given = parse_settings(args.set, scripts)
+    given = parse_settings(args.set, [script for _, variants in parts.values() for script, _ in variants])
     path = Path(given.get("dataset_path", "")).expanduser()
     if path.is_file():
         given["dataset_path"] = str(path.resolve())
@@ -176,8 +170,6 @@ def read_request(args: Args) -> tuple[list[tuple[str, str, str, dict]], dict[str
         if args.suite in UNIONS:
             tasks = [task for task in expand(names) if task in tasks]
         for task, (script, varied) in itertools.product(tasks, variants):
-            if script in missing:
-                continue
             if args.suite in UNIONS:  # what is varied to its default is not varied, and what two suites share is one
                 known = script_arguments(script)
                 varied = {name: value for name, value in varied.items() if value != known[name][1]}
@@ -186,7 +178,7 @@ def read_request(args: Args) -> tuple[list[tuple[str, str, str, dict]], dict[str
             requests.append((part, task, script, varied))
     if not requests:
         sys.exit(f"--suite {args.suite} has none of these tasks: {', '.join(wanted)}.")
-    return requests, given, missing
+    return requests, given
 
 
 # --- The plan ---------------------------------------------------------------------------------------------------------
@@ -239,7 +231,7 @@ class Batch:
             place = {"seed": seeds[0]} | several | {"runs_dir": args.runs_dir} | workers
             command = [*python, *flags({"env_id": tasks} | self.own | stand_in | place)]
         values = {name: default for name, (_, default) in known.items()} | self.own
-        values |= tuned_settings(ROOT / f"{self.script}.py", tasks[0]) if values.get("tuned") else {}
+        values |= tuned(ROOT / f"{self.script}.py").get(tasks[0], {}) if values.get("tuned") else {}
         total = values["total_steps"]
         done = total if state == "finished" else last_step(run) if run else 0
         return Job(
@@ -248,21 +240,12 @@ class Batch:
         )  # fmt: skip
 
 
-@dataclass
-class Plan:
-    jobs: list[Job]  # in the order in which they shall run
-    missing: list[str]  # the suite's scripts that this checkout does not have
-    damaged: dict[Path, str]  # run directories that do not count, and why
-
-
 def robot(script: str, task: str, own: dict[str, Any]) -> list:
     """What tasks have in common that one process can train."""
-    known, alone = d4rl.ALL_TASKS.get(task), [task]
+    known = d4rl.ALL_TASKS.get(task)
     if not known or "dataset_path" in own or not script_arguments(script)["env_id"][0].startswith("tuple"):
-        return alone
-    settings = tuned_settings(ROOT / f"{script}.py", task) if own.get("tuned") else {}
-    if own.get("tuned") and not settings:
-        return alone
+        return [task]
+    settings = tuned(ROOT / f"{script}.py").get(task) if own.get("tuned") else {}
     return [known.entry_point, known.observation_dim, known.action_dim, settings]
 
 
@@ -291,14 +274,15 @@ def groups_of(left: dict[str, list[int]], size: int) -> list[tuple[list[str], li
     return groups
 
 
-def make_plan(args: Args) -> Plan:
-    """What --suite, --scripts, --tasks and --seeds ask for, less what has been done.
+def make_plan(args: Args) -> tuple[list[Job], dict[Path, str]]:
+    """What --suite, --scripts, --tasks and --seeds ask for, less what has been done: the jobs in the order in which
+    they shall run, and the run directories that do not count, with the reason.
 
     A learner that has finished needs nothing, whatever it was trained with. A group that stopped is resumed as it is,
     one that another process trains is left to it, and the rest forms new groups. Dead ends (no checkpoint) are left
     lying.
     """
-    requests, given, missing = read_request(args)
+    requests, given = read_request(args)
     seeds = parse_seeds(args.seeds)
     learners, damaged = read_runs(args.runs_dir)
     learners = [learner for learner in learners if args.stand_in or not is_refused(learner)]
@@ -323,7 +307,7 @@ def make_plan(args: Args) -> Plan:
         jobs += plan_batch(args, batch, seeds, learners, damaged, begun)
     order = ["finished", "running", "resume", "new", "waits"]
     jobs.sort(key=lambda job: (order.index(job.state), job.seeds[0]))  # the first seed of all before any second one
-    return Plan(jobs, missing, damaged)
+    return jobs, damaged
 
 
 def plan_batch(
@@ -347,13 +331,13 @@ def plan_batch(
         checkpoint = head.path / "checkpoint.pt"
         if not here & left or here & taken:
             continue
-        if not held and (len(group) < len(head.group) or isinstance(head.args["env_id"], str)):
-            continue  # members lack, or it is of a time when scripts had one task
-        if not held and not checkpoint.exists():
-            continue
-        if not held and not is_whole(checkpoint):
-            damaged[head.path] = "its checkpoint.pt is not what was written"
-            continue
+        if not held:
+            of_old = isinstance(head.args["env_id"], str)  # of a time when scripts had one task
+            if of_old or len(group) < len(head.group) or not checkpoint.exists():
+                continue
+            if not is_whole(checkpoint):
+                damaged[head.path] = "its checkpoint.pt is not what was written"
+                continue
         tasks, numbers = list(dict.fromkeys(one.task for one in group)), sorted({one.seed for one in group})
         if head.path not in begun:
             jobs.append(batch.job(args, "running" if held else "resume", tasks, numbers, head))
@@ -364,21 +348,19 @@ def plan_batch(
     return jobs + [batch.job(args, batch.state, *group) for group in groups]
 
 
-def print_plan(args: Args, plan: Plan) -> None:
-    for path, why in plan.damaged.items():
+def print_plan(args: Args, jobs: list[Job], damaged: dict[Path, str]) -> None:
+    for path, why in damaged.items():
         print(f"{path} does not count: it is damaged, or no run ({why}). --set-aside FOLDER moves it there.")
-    for job in plan.jobs if args.dry_run else []:
+    for job in jobs if args.dry_run else []:
         print(f"{job.state:10}{shlex.join(job.command)}")
-    of = lambda state: [job for job in plan.jobs if job.state == state]  # noqa: E731
-    finished, to_do = len(of("finished")), [job for job in plan.jobs if job.state in ("resume", "new", "waits")]
+    of = lambda state: [job for job in jobs if job.state == state]  # noqa: E731
+    finished, to_do = len(of("finished")), [job for job in jobs if job.state in ("resume", "new", "waits")]
     steps = sum(job.total - job.done for job in to_do)
     print(f"{sum(len(job.learners) for job in to_do) + finished} learners in {args.runs_dir}: {finished} finished and "
           f"skipped; jobs: {len(of('resume'))} to resume, {len(of('new'))} new, {len(of('waits'))} waiting; "
           f"{steps:,} gradient steps to do.")  # fmt: skip
     for job in of("running"):
         print(f"{job.label} is left to the process that is at it ({job.path}).")
-    if plan.missing:
-        print(f"Left out, since this checkout has no such script: {', '.join(plan.missing)}.")
     if of("waits"):
         print("The waiting jobs take the α that ASPC reached on their task: all seeds of its runs there come first.")
     if args.steps_per_second:
@@ -591,10 +573,10 @@ def main(args: Args) -> None:
         sys.exit("--steps-per-second must be positive.")
     if args.address and args.engine != "ray":
         sys.exit("--address is for --engine ray.")
-    plan = make_plan(args)
-    print_plan(args, plan)
-    to_move = plan.damaged if args.set_aside else {}
-    if args.dry_run or not (to_move or any(job.state in ("resume", "new") for job in plan.jobs)):
+    jobs, damaged = make_plan(args)
+    print_plan(args, jobs, damaged)
+    to_move = damaged if args.set_aside else {}
+    if args.dry_run or not (to_move or any(job.state in ("resume", "new") for job in jobs)):
         return
     logs = args.runs_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -606,7 +588,7 @@ def main(args: Args) -> None:
     for path in to_move:
         args.set_aside.mkdir(parents=True, exist_ok=True)
         print(f"{path} stands in {shutil.move(path, args.set_aside)} now.")
-    plan = make_plan(args)  # again, with what another benchmark.run may have ended before it gave up the lock
+    jobs, _ = make_plan(args)  # again, with what another benchmark.run may have ended before it gave up the lock
     for name in ("stop", "kill"):
         (logs / name).unlink(missing_ok=True)
     submit = ray_engine(args) if args.engine == "ray" else local_engine(args)
@@ -624,15 +606,15 @@ def main(args: Args) -> None:
             signal.signal(number, request_stop)
 
     outcomes: list[str] = []
-    while ready := [job for job in plan.jobs if job.state in ("resume", "new")]:
+    while ready := [job for job in jobs if job.state in ("resume", "new")]:
         with (args.runs_dir / "commands.txt").open("a") as file:
             file.write(f"# {datetime.now():%Y-%m-%d %H:%M:%S} python -m benchmark.run {shlex.join(sys.argv[1:])}\n")
             file.writelines(shlex.join(job.command) + "\n" for job in ready)
         outcomes += execute(ready, submit, logs)
-        if set(outcomes) != {"finished"} or plan.jobs[-1].state != "waits":
+        if set(outcomes) != {"finished"} or jobs[-1].state != "waits":
             break
-        plan = make_plan(args)  # what waited for the runs that are now finished
-        print_plan(args, plan)
+        jobs, damaged = make_plan(args)  # what waited for the runs that are now finished
+        print_plan(args, jobs, damaged)
     lock.release()
     if not outcomes:
         return

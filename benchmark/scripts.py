@@ -21,6 +21,11 @@ ROBOTS = {
     "Adroit": ("pen", "door", "hammer", "relocate"),
 }
 DOMAINS = {name: [task for task in TASKS if task.split("-")[0] in robots] for name, robots in ROBOTS.items()}
+# Arguments that belong to no experiment: they say which learners, where, how fast, and what is done with the run
+HOUSEKEEPING = (
+    "env_id", "seed", "num_seeds", "stand_in", "runs_dir", "checkpoint_interval", "resume", "eval", "render_video",
+    "track", "track_project", "track_entity", "track_group", "device", "compile", "cudagraph", "eval_workers",
+)  # fmt: skip
 
 
 @cache
@@ -87,11 +92,6 @@ def tuned(path: Path) -> dict[str, dict[str, Any]]:
             with contextlib.suppress(NameError):  # it needs more of the script, as no table does
                 exec(compile(ast.Module([node], []), path, "exec"), space)
     return space.get("TUNED", {})
-
-
-def tuned_settings(path: Path, task: str) -> dict[str, Any]:
-    """What a script's --tuned sets for a task; {} if nothing."""
-    return tuned(path).get(task, {})
 
 
 def tuned_arguments(path: Path) -> frozenset[str]:

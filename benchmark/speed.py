@@ -33,6 +33,7 @@ from torchopt.transform import scale_by_adam
 from torchopt.transform.scale_by_adam import ScaleByAdamState
 from tqdm import tqdm
 
+from benchmark.page import figure
 from benchmark.scripts import ROOT, command_line
 from offline_run import compile_agent, graph_agent
 
@@ -132,9 +133,7 @@ class PlainLoop:
     def update_rho(self, gradient, alpha, s, a, pi) -> None:
         names, parameters = zip(*self.actor.named_parameters(), strict=True)
         states = [self.actor_adam.state[p] for p in parameters]
-        moments = ScaleByAdamState(
-            *([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
-        )
+        moments = ScaleByAdamState(*([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step")))
         direction, _ = scale_by_adam(eps_root=1e-30).update(list(gradient), moments, inplace=False)
         new_actor = {n: p - 3e-4 * x for n, p, x in zip(names, parameters, direction, strict=True)}
         new_pi = functional_call(self.actor, new_actor, s)
@@ -242,15 +241,12 @@ def quartiles(ratios: np.ndarray) -> list[float]:
 
 def picture(rows: list[dict], path: Path) -> None:
     """Hours for a million steps, as in the paper's Fig. 5."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 0.6 + 0.3 * len(rows)), layout="constrained")
-    axis = figure.subplots()
+    drawing, [[axis]] = figure(1, 1, 8, 0.6 + 0.3 * len(rows))
     axis.barh([row["variant"] for row in rows], [row["hours_per_million"] for row in rows], height=0.6)
     axis.invert_yaxis()
     axis.tick_params(labelsize=7)
     axis.set_xlabel("hours for a million gradient steps of all learners of a process (learners x batch)")
-    figure.savefig(path, dpi=100)
+    drawing.savefig(path, dpi=100)
 
 
 def main(args: Args) -> None:

@@ -25,7 +25,7 @@ VARIANTS = "benchmark/ablations"
 OGBENCH = {"eval_interval": 100_000, "eval_episodes": 50, "final_eval_episodes": 50}
 IQL_OGBENCH = OGBENCH | {"expectile": 0.9, "beta": 10.0}
 REBRAC_OGBENCH = OGBENCH | {"actor_bc_coef": 0.003, "critic_bc_coef": 0.01}
-# name: (task sets, [(script, arguments)]). A script that this checkout does not have is left out, and named.
+# name: (task sets, [(script, arguments)])
 SUITES: dict[str, tuple[list[str], list[tuple[str, dict[str, Any]]]]] = {
     "table1": (["paper"], [
         *((s, {}) for s in (ASPC, TD3BC, "baselines/wpc", "baselines/a2pr")),

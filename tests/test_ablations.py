@@ -11,8 +11,8 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, S, assert_seeds_are_independent, make_agent, parts, random_data, stop_before_alpha
-from test_hypergradient import central_difference, relative
-from test_scripts import OWN, command, write_dataset
+from test_hypergradient import central_difference, hypergradient, inner_gradient, relative, step_of_rho
+from test_scripts import OWN, after_steps, command, write_dataset
 from test_update import Restatement
 from torch.func import grad, vmap
 from torch.nn import functional as F
@@ -60,13 +60,15 @@ def agent_at_20(script: str):
     return agent, given
 
 
-def judged_batch(agent, given):
-    """s, a and w (K, B) of L_outer."""
-    _, _, s, a = given
-    if hasattr(agent, "outer_batch"):
-        s, a = agent.outer_batch
+def with_weights(s, a):
+    """s, a and w (K, B) of a batch, which has w where its samples are weighted."""
     a, w = a if isinstance(a, tuple) else (a, torch.ones(a.shape[:2]))
     return s, a, w
+
+
+def judged_batch(agent, given):
+    """s, a and w of L_outer."""
+    return with_weights(*getattr(agent, "outer_batch", given[2:]))
 
 
 def policy_terms(agent, k, batch, theta):
@@ -99,6 +101,19 @@ def outer_terms(script, agent, k, batch, new_theta, constant_theta):
 
 
 @each_script
+def test_inner_loss_equals_its_restatement(float64, script):
+    """And what update_alpha has as its gradient is that."""
+    agent, (g, alpha, *batch) = agent_at_20(script)
+    torch.testing.assert_close(g, inner_gradient(agent, alpha, batch), rtol=1e-9, atol=1e-15)
+    loss, _ = vmap(agent.inner_loss)(agent.theta, agent.phi, alpha, *batch)
+    s, a, w = with_weights(*batch)
+    for k in range(2):
+        q, bc = policy_terms(agent, k, (s, a), agent.theta)
+        expected = -alpha[k] * q.mean() / scale_of(script, q) + (w[k] * bc).mean()
+        assert abs(loss[k] / expected - 1) < 1e-12
+
+
+@each_script
 def test_outer_loss_equals_its_restatement(float64, script):
     agent, given = agent_at_20(script)
     generator, batch = torch.Generator().manual_seed(0), judged_batch(agent, given)
@@ -115,28 +130,12 @@ def test_outer_loss_equals_its_restatement(float64, script):
         assert abs(loss[k] / total - 1) < 1e-12
 
 
-def alpha_gradient(agent, given):
-    """∂L_outer/∂ρ as update_alpha takes it; the agent stays as it was."""
-    before = {name: tensor.clone() for name, tensor in agent.tensors().items()}
-    metrics = agent.update_alpha(*given)
-    for name, tensor in agent.tensors().items():
-        tensor.copy_(before[name])
-    return metrics["aspc/alpha_grad"]
-
-
 @each_script
 def test_hypergradient_equals_central_differences(float64, script):
     """In steps so small that no ReLU, and no maximum over the batch, changes sides between two of the points."""
     agent, given = agent_at_20(script)
-    batch, rho_g = judged_batch(agent, given), alpha_gradient(agent, given)
-
-    def step(h):
-        """θ̃(ρ + h)"""
-        g, _ = vmap(grad(agent.inner_loss, has_aux=True))(
-            agent.theta, agent.phi, F.softplus(agent.rho + h), *given[2:]
-        )
-        return agent.inner_step(g)
-
+    batch, rho_g = judged_batch(agent, given), hypergradient(agent, given[2:])
+    step = lambda h: step_of_rho(agent, agent.rho + h, given[2:])  # noqa: E731
     for k in range(2):
         terms = central_difference(lambda h, k=k: outer_terms(script, agent, k, batch, step(h), step(0)), 1e-3)
         terms = terms * torch.tensor([1, agent.args.l_q_coef, agent.args.l_bc_coef])
@@ -163,7 +162,7 @@ def test_outer_batch_decides_about_alpha(float64):
     agent, given = agent_at_20(FRESH)
     fresh, slopes = agent.outer_batch, []
     for agent.outer_batch in (fresh, given[2:]):
-        slopes.append(alpha_gradient(agent, given))
+        slopes.append(hypergradient(agent, given[2:]))
     agent.outer_batch = fresh
     assert (relative(slopes[0][:1], slopes[1][:1]) > 1e-3) and (relative(slopes[0][1:], slopes[1][1:]) > 1e-3)
 
@@ -176,18 +175,18 @@ def test_seeds_are_independent(float64, script):
 
 
 def test_advantage_weights_and_v(float64):
-    """w and V's loss in the last step of a period, through plain networks; and w in the policy's loss."""
+    """w and V's loss in the last step of a period, through plain networks."""
     agent, calls = ablation_agent(WEIGHTED, robust_critic=False), []
     critic_steps = agent.critic_steps
 
     def recorded(*batches):
         before = [x.clone() for x in (agent.phi, agent.psi, agent.target_phi, agent.target_theta)]
-        calls.append((before, batches, critic_steps(*batches)))
-        return dict(calls[-1][-1])
+        calls.append((before, batches))
+        return critic_steps(*batches)
 
     agent.critic_steps = recorded
     agent.advance()
-    (phi, psi, target_phi, target_theta), batches, metrics = calls[-1]
+    (phi, psi, target_phi, target_theta), batches = calls[-1]
     plain = Restatement(agent, robust=False)
     v_of = [p.requires_grad_() for p in parts(agent.value, psi[0])]
     assert [p.shape for p in v_of] == [(256, S), (256,), (256, 256), (256,), (1, 256), (1,)]
@@ -206,11 +205,6 @@ def test_advantage_weights_and_v(float64):
     w, q_1 = vmap(agent.bc_weights)(phi, psi, s[None], a[None])[0], plain.value(parts(agent.q, phi[0, 0]), s, a)
     assert torch.equal(w, torch.where(q_1 > v(v_of, s), 1.0, 0.0)) and 0 < w.mean() < 1
 
-    w, s, a = metrics["w"], batches[0][:, 1], batches[1][:, 1]
-    inner, _ = vmap(agent.inner_loss)(agent.theta, agent.phi, torch.tensor([2.0]), s, (a, w))
-    q, bc = policy_terms(agent, 0, (s, a), agent.theta)
-    assert relative(inner, -2 * q.mean() / q.abs().mean() + (w[0] * bc).mean()) < 1e-12
-
 
 def test_rewards_lose_their_mean(float64):
     """Each task's own."""
@@ -220,14 +214,6 @@ def test_rewards_lose_their_mean(float64):
     torch.testing.assert_close(agent.buffer.table[:, -2], main.buffer.table[:, -2] - means, rtol=0, atol=1e-12)
     rest = [*range(agent.buffer.table.shape[1] - 2), -1]
     assert torch.equal(agent.buffer.table[:, rest], main.buffer.table[:, rest])
-
-
-def test_centred_normaliser_in_the_policys_loss(float64):
-    agent, (_, alpha, s, a) = agent_at_20(CENTRED)
-    inner, _ = vmap(agent.inner_loss)(agent.theta, agent.phi, alpha, s, a)
-    for k in range(2):
-        q, bc = policy_terms(agent, k, (s, a), agent.theta)
-        assert abs(inner[k] / (-alpha[k] * q.mean() / (q - q.mean()).abs().mean() + bc.mean()) - 1) < 1e-12
 
 
 def test_gradient_step_is_one(float64):
@@ -254,15 +240,8 @@ def test_resumed_run_equals_an_uninterrupted_one(script, tmp_path, monkeypatch, 
     arguments = {k: v for k, v in OWN.items() if k != "critic_layers"} | {"total_steps": 60, "dataset_path": dataset}
     line = lambda runs: flags(arguments | {"runs_dir": tmp_path / runs})  # noqa: E731
     assert command(monkeypatch, script, *line("whole")) is None
-    periods, original = itertools.count(1), aspc_td3bc.Agent.advance
-
-    def advance(agent):
-        original(agent)
-        if next(periods) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with monkeypatch.context() as patch:
-        patch.setattr(aspc_td3bc.Agent, "advance", advance)
+        after_steps(patch, "aspc_td3bc", 40, lambda agent: os.kill(os.getpid(), signal.SIGTERM))
         assert command(monkeypatch, script, *line("resumed")) == 128 + signal.SIGTERM
     runs = sorted((tmp_path / "resumed").iterdir())
     assert runs[0].name.split("__")[1] == script.split("/")[-1]

@@ -17,11 +17,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import filelock
-import h5py
 import numpy as np
 import pytest
 import tyro
-from conftest import ROOT, load_script
+from conftest import ROOT, SCRIPTS, load_script
+from test_scripts import write_dataset
 
 import d4rl_gymnasium as d4rl
 import offline_run.args
@@ -36,7 +36,7 @@ TRAINER = '''
 import json, os, signal, sys, time, zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-import filelock
+import filelock, tyro
 
 @dataclass
 class Args:
@@ -50,14 +50,7 @@ class Args:
     runs_dir: str = "runs"
     resume: str | None = None
 
-given = {}
-for word in sys.argv[1:]:
-    if word.startswith("--"):
-        values = given[word[2:].replace("-", "_")] = []
-    else:
-        values.append(word)
-kinds = {"env_id": tuple, "alpha": lambda x: float(x[0]), "runs_dir": lambda x: x[0], "resume": lambda x: x[0]}
-args, step = Args(**{key: kinds.get(key, lambda x: int(x[0]))(value) for key, value in given.items()}), 0
+args, step = tyro.cli(Args), 0
 if args.resume:
     path = Path(args.resume)
     config = json.loads((path / "config.json").read_text())
@@ -100,7 +93,14 @@ def trainer(tmp_path) -> str:
 
 
 def plan(folder: Path, **arguments) -> list[run.Job]:
-    return run.make_plan(Args(runs_dir=folder / "runs", **arguments)).jobs
+    jobs, _ = run.make_plan(Args(runs_dir=folder / "runs", **arguments))
+    return jobs
+
+
+def dry_run(folder: Path, capsys, **arguments) -> str:
+    """What benchmark.run prints of a plan."""
+    run.main(Args(runs_dir=folder / "runs", dry_run=True, **arguments))
+    return capsys.readouterr().out
 
 
 def states(jobs: list[run.Job]) -> dict[str, int]:
@@ -113,9 +113,11 @@ def start(folder: Path, line: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finish(process: subprocess.Popen) -> str:
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    """Its exit status and what it printed."""
     try:
-        return process.communicate(timeout=300)[0]
+        output, _ = process.communicate(timeout=300)
+        return process.returncode, output
     finally:
         process.kill()
 
@@ -173,22 +175,13 @@ def test_sets_of_tasks():
 @pytest.mark.parametrize("suite", SUITES)
 def test_suites(suite, tmp_path, capsys):
     sets, variants = SUITES[suite]
-    there = [(script, own) for script, own in variants if (ROOT / f"{script}.py").is_file()]
-    for script, own in there:
+    for script, own in variants:
         assert own.keys() <= run.script_arguments(script).keys()
-    if not there:
-        with pytest.raises(SystemExit, match="has none of its scripts"):
-            plan(tmp_path, suite=suite)
-        return
-    wanted = run.make_plan(Args(suite=suite, runs_dir=tmp_path, seeds="0-3"))
-    jobs, missing = wanted.jobs, wanted.missing
-    assert len(jobs) == 4 * len(there) * sum(len(TASK_SETS.get(name, [name])) for name in sets)
-    assert sorted(missing) == sorted({script for script, _ in variants} - {script for script, _ in there})
+    jobs = plan(tmp_path, suite=suite, seeds="0-3")
+    assert len(jobs) == 4 * len(variants) * sum(len(TASK_SETS.get(name, [name])) for name in sets)
     assert {"table2": {"new": 312, "waits": 312}}.get(suite, {"new": len(jobs)}) == states(jobs)
-    run.main(Args(suite=suite, runs_dir=tmp_path / "runs", dry_run=True, steps_per_second=100.0, jobs=2))
-    printed = capsys.readouterr().out
+    printed = dry_run(tmp_path, capsys, suite=suite, steps_per_second=100.0, jobs=2)
     assert len(re.findall(r"^(?:new|waits) +\S*python", printed, re.M)) == len(jobs)
-    assert all(script in printed for script in missing)
     steps = sum(job.total for job in jobs)
     assert f"{steps / 360_000:.1f} hours one after another, {steps / 720_000:.1f} with 2 at a time" in printed
     assert not (tmp_path / "runs").exists()
@@ -197,17 +190,15 @@ def test_suites(suite, tmp_path, capsys):
 def test_the_paper_is_its_tables_once_each(tmp_path, capsys):
     """Tables 1, 3 and 4; IQL on Table 3's nine tasks is in Table 1, too."""
     count = lambda suite: len(plan(tmp_path, suite=suite))  # noqa: E731
-    there = (ROOT / "baselines" / "iql.py").is_file()
     assert count("table4") == count("table4-large") + count("table4-giant")
-    assert count("paper") == count("table1") + count("table3") + count("table4") - 4 * 9 * there
+    assert count("paper") == count("table1") + count("table3") + count("table4") - 4 * 9
     some = plan(tmp_path, suite="paper", tasks=("hopper-medium-v2", "ogbench-giant"), seeds="0")
     assert {job.command[3] for job in some} == {"hopper-medium-v2", *TASK_SETS["ogbench-giant"]}
     giant = [shlex.join(job.command) for job in some if "rebrac" in job.script and "giant" in job.label]
     assert all("--discount 0.995" in line for line in giant)
     with pytest.raises(SystemExit, match="has none of these tasks"):
         plan(tmp_path, suite="table4", tasks=("maze2d",))
-    run.main(Args(suite="paper", runs_dir=tmp_path / "runs", dry_run=True))
-    printed = capsys.readouterr().out
+    printed = dry_run(tmp_path, capsys, suite="paper")
     assert len(re.findall(r"^new +\S*python", printed, re.M)) == count("paper") and "hours" in printed
 
 
@@ -290,15 +281,14 @@ def test_a_gpus_plan_is_priced_as_it_is_grouped(tmp_path, monkeypatch, capsys):
     """With --tuned ReBRAC's batch on locomotion is 1024."""
     monkeypatch.setattr(estimates, "read_speeds", lambda *_: ({"baselines/rebrac": {(1, 256): 1.0}}, []))
     wanted = {"scripts": ("baselines/rebrac",), "tasks": ("hopper-expert-v2",), "seeds": "0"}
-    run.main(Args(**wanted, runs_dir=tmp_path, per_gpu=1, dry_run=True, set=("tuned=true", "total_steps=900000")))
-    assert "batch 1024" in (printed := capsys.readouterr().out) and "about 1.0 GPU hours" in printed
+    printed = dry_run(tmp_path, capsys, **wanted, per_gpu=1, set=("tuned=true", "total_steps=900000"))
+    assert "batch 1024" in printed and "about 1.0 GPU hours" in printed
 
 
 @pytest.mark.parametrize("script", ["aspc_td3bc", "baselines/td3bc"])
 def test_a_command_says_what_the_plan_compares(script, tmp_path):
     """The script's own parser reads from the command what the plan looks for in config.json."""
     module = load_script(script)
-    assert {name: default for name, (_, default) in run.script_arguments(script).items()} == asdict(module.Args())
     settings = ("total-steps=5e3", "robust_critic=false", "compile=on", "matmul_precision=medium", "eval_workers=2")
     wanted = {"scripts": (script,), "tasks": ("maze2d",), "seeds": "2-4", "learners_per_run": 9, "set": settings}
     given = {"total_steps": 5000, "robust_critic": False, "compile": "on", "matmul_precision": "medium"}
@@ -310,11 +300,14 @@ def test_a_command_says_what_the_plan_compares(script, tmp_path):
     assert states(plan(tmp_path, **wanted)) == {"resume": 1}
 
 
-def test_arguments_are_those_of_the_class_and_its_bases(tmp_path):
-    for path in [*ROOT.glob("baselines/*.py"), *ROOT.glob("aspc_*.py"), *ROOT.glob("benchmark/ablations/[!_c]*.py")]:
-        known = run.script_arguments(str(path.relative_to(ROOT).with_suffix("")))
-        assert {"eval_workers", "dataset_path", "batch_size"} <= known.keys(), path
-    assert run.script_arguments("benchmark/ablations/l_bc_form1") == run.script_arguments("aspc_td3bc")
+def test_arguments_are_those_of_the_class_and_its_bases():
+    for script in SCRIPTS:
+        known = run.script_arguments(script)
+        assert {name: default for name, (_, default) in known.items()} == asdict(load_script(script).Args()), script
+    for path in ROOT.glob("benchmark/ablations/[!_]*.py"):
+        if path.stem != "common":
+            script = str(path.relative_to(ROOT).with_suffix(""))
+            assert run.script_arguments(script) == run.script_arguments("aspc_td3bc")
 
 
 def test_stand_ins_are_refused_unless_asked_for(tmp_path):
@@ -428,6 +421,8 @@ def test_a_file_is_found_from_anywhere(tmp_path, monkeypatch):
 def test_new_groups_are_of_what_is_left(tmp_path):
     wanted = {"scripts": ("aspc_td3bc",), "tasks": ("maze2d",), "per_gpu": 1}
     write_run(tmp_path, "aspc_td3bc", [1], [{}], env_id="maze2d-umaze-v1")
+    head = write_run(tmp_path, "aspc_td3bc", [2, 3], [], env_id="maze2d-large-v1")
+    next(head.parent.glob("maze2d-large-v1__aspc_td3bc__3__*")).rename(tmp_path / "elsewhere")  # so it cannot go on
     jobs = [job for job in plan(tmp_path, **wanted) if job.state == "new"]
     groups = [(job.tasks[0], len(job.tasks), job.seeds) for job in jobs]
     assert groups == [("maze2d-umaze-v1", 1, [0]), ("maze2d-medium-v1", 2, [0, 1, 2, 3]),
@@ -453,10 +448,9 @@ def test_a_damaged_run_is_named_and_stops_nothing(tmp_path, capsys):
     damage(heads[5] / "config.json", b"[" * 100_000)
     jobs = plan(tmp_path, **wanted)
     assert [(job.state, job.seeds) for job in jobs] == [("resume", [4])] + [("new", [k]) for k in (0, 1, 2, 3, 5, 6)]
-    run.main(Args(runs_dir=tmp_path / "runs", dry_run=True, **wanted))
-    printed = capsys.readouterr().out
+    printed = dry_run(tmp_path, capsys, **wanted)
     assert [str(head) in printed.partition("resume ")[0] for head in heads] == [True] * 4 + [False, True]
-    assert printed.count("--set-aside FOLDER") == 5
+    assert len(re.findall("does not count: it is damaged, or no run .*--set-aside FOLDER", printed)) == 5
 
 
 @pytest.mark.parametrize("name", ["../x", "..", "a/b", "a\\b", "", 3])
@@ -465,8 +459,8 @@ def test_names_in_a_group_stay_in_their_folder(name, tmp_path):
     config = json.loads((head / "config.json").read_text())
     config["group"][1] = name
     (head / "config.json").write_text(json.dumps(config))
-    wanted = run.make_plan(Args(scripts=("aspc_td3bc",), tasks=("maze2d-umaze-v1",), runs_dir=tmp_path / "runs"))
-    assert list(wanted.damaged) == [head] and states(wanted.jobs) == {"new": 4}
+    jobs, damaged = run.make_plan(Args(scripts=("aspc_td3bc",), tasks=("maze2d-umaze-v1",), runs_dir=tmp_path / "runs"))
+    assert list(damaged) == [head] and states(jobs) == {"new": 4}
 
 
 def test_a_run_that_another_process_holds_is_left_to_it(tmp_path, capsys):
@@ -476,14 +470,13 @@ def test_a_run_that_another_process_holds_is_left_to_it(tmp_path, capsys):
     held = files.lock(head)
     try:
         assert states(plan(tmp_path, **wanted)) == {"running": 1, "new": 1}
-        run.main(Args(runs_dir=tmp_path / "runs", dry_run=True, **wanted))
-        assert f"left to the process that is at it ({head})" in capsys.readouterr().out
+        assert f"left to the process that is at it ({head})" in dry_run(tmp_path, capsys, **wanted)
     finally:
         files.unlock(held)
     assert states(plan(tmp_path, **wanted)) == {"new": 3}  # it holds no checkpoint
 
 
-def test_what_has_been_done_is_found(tmp_path, capsys):
+def test_what_has_been_done_is_found(tmp_path):
     wanted = {"scripts": ("aspc_td3bc",), "tasks": ("hopper-medium-v2",), "learners_per_run": 2}
     hopper = {"env_id": "hopper-medium-v2"}
     write_run(tmp_path, "aspc_td3bc", [0, 1], [{}, {}], **hopper, track=True)
@@ -491,15 +484,11 @@ def test_what_has_been_done_is_found(tmp_path, capsys):
     write_run(tmp_path, "aspc_td3bc", [4], [], checkpoint=False, **hopper)  # killed before its first checkpoint
     write_run(tmp_path, "aspc_td3bc", [5], [{}], **hopper, alpha_init=1.0)  # other runs
     write_run(tmp_path, "baselines/td3bc", [5], [{}], **hopper)
-    (tmp_path / "runs" / "broken").mkdir()
-    (tmp_path / "runs" / "broken" / "config.json").write_text("{")
     found = lambda jobs: [(job.state, job.seeds) for job in jobs]  # noqa: E731
-    jobs = plan(tmp_path, **wanted, seeds="0-5")
-    assert found(jobs) == [*(("finished", [k]) for k in range(3)), ("resume", [2, 3]), ("new", [4, 5])]
+    jobs, damaged = run.make_plan(Args(runs_dir=tmp_path / "runs", **wanted, seeds="0-5"))
+    assert not damaged and found(jobs) == [*(("finished", [k]) for k in range(3)), ("resume", [2, 3]), ("new", [4, 5])]
     assert jobs[3].command[:4] == [sys.executable, os.path.relpath(ROOT / "aspc_td3bc.py"), "--resume", str(half)]
     assert [job.total - job.done for job in jobs] == [0, 0, 0, 990_000, 1_000_000]
-    run.main(Args(runs_dir=tmp_path / "runs", **wanted, seeds="0-5", dry_run=True))
-    assert "broken does not count" in capsys.readouterr().out
     assert found(plan(tmp_path, **wanted, seeds="1,6")) == [("finished", [1]), ("new", [6])]
     write_run(tmp_path, "aspc_td3bc", [4, 5, 6], [{}, {}, {}], **hopper)
     assert found(plan(tmp_path, **wanted, seeds="4,6")) == [("finished", [4]), ("finished", [6])]
@@ -514,7 +503,7 @@ def test_a_tuned_run_is_found_by_what_was_asked_for(script, tmp_path):
     settings = asdict(module.tuned(args, module.TUNED))
     write_run(tmp_path, f"baselines/{script}", [0], [{}], **settings)
     assert settings != asdict(args)
-    read = run.tuned_settings(ROOT / f"baselines/{script}.py", task)
+    read = run.tuned(ROOT / f"baselines/{script}.py")[task]
     assert asdict(args) | read == settings and read.keys() == tuned_arguments(ROOT / f"baselines/{script}.py")
     assert states(plan(tmp_path, **wanted)) == {"finished": 1}
     assert states(plan(tmp_path, **wanted | {"set": ("tuned=true", "total_steps=5000")})) == {"new": 1}
@@ -582,12 +571,7 @@ def test_bad_arguments(line, words, tmp_path):
 
 def test_the_scripts_one_of_them_killed(tmp_path):
     """The real scripts on a tiny dataset: one finishes, the other is killed; the second start resumes it alone."""
-    rng = np.random.default_rng(0)
-    with h5py.File(tmp_path / "Pendulum-v1.hdf5", "w") as file:
-        file["observations"] = rng.normal(size=(300, 3)).astype(np.float32)
-        file["actions"] = rng.uniform(-2, 2, (300, 1)).astype(np.float32)
-        file["rewards"], file["terminals"] = rng.normal(size=300).astype(np.float32), np.zeros(300, bool)
-        file["timeouts"] = np.arange(300) % 50 == 49
+    write_dataset(tmp_path / "Pendulum-v1.hdf5", 3, 1, bound=2.0)
     line = (
         f"--suite smoke --seeds 0 --tasks Pendulum-v1 --dataset-dir {tmp_path} --jobs 2 --set total_steps=200 "
         "batch_size=8 robust_critic=false eval_interval=100 eval_episodes=1 final_eval_episodes=2 "
@@ -599,14 +583,13 @@ def test_the_scripts_one_of_them_killed(tmp_path):
         words = path.read_bytes().decode().split("\0") if path.exists() else []
         if "aspc_td3bc.py" in words and str(tmp_path / "runs") in words:
             os.kill(int(path.parent.name), signal.SIGKILL)
-    output = finish(process)
-    assert process.returncode == 1 and "1 failed, 1 finished." in output, output
+    status, output = finish(process)
+    assert status == 1 and "1 failed, 1 finished." in output, output
     assert "0 finished and skipped; jobs: 0 to resume, 2 new" in output
     assert re.search(r"Pendulum-v1__aspc_td3bc__0.*: failed: killed by SIGKILL\n    ", output)
 
-    process = start(tmp_path, line)
-    output = finish(process)
-    assert process.returncode == 0 and output.endswith("1 finished.\n"), output
+    status, output = finish(start(tmp_path, line))
+    assert status == 0 and output.endswith("1 finished.\n"), output
     assert "1 finished and skipped; jobs: 1 to resume, 0 new" in output
     results = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/result.json")]
     assert sorted((result["script"], result["steps"]) for result in results) == [("aspc_td3bc", 200), ("td3bc", 200)]
@@ -619,15 +602,13 @@ def test_the_scripts_one_of_them_killed(tmp_path):
 
 def test_a_failed_run_does_not_stop_the_others(trainer, tmp_path):
     line = f"--scripts {trainer} --tasks maze2d --seeds 0 --set"
-    process = start(tmp_path, f"{line} fail_at=5 --jobs 1")
-    output = finish(process)
-    assert process.returncode == 1 and "3 failed." in output and "start the same command again" in output
+    status, output = finish(start(tmp_path, f"{line} fail_at=5 --jobs 1"))
+    assert status == 1 and "3 failed." in output and "start the same command again" in output
     assert output.count("failed: exit status 1\n") == output.count("the last words of a run\n") == 3
     assert all(str(path) in output for path in tmp_path.glob("runs/logs/maze2d*.log"))
     assert states(plan(tmp_path, scripts=(trainer,), tasks=("maze2d",), seeds="0", set=("fail_at=5",))) == {"resume": 3}
-    process = start(tmp_path, f"{line} fail_at=999 --per-gpu 1 --gpus 5 7 --learners-per-run 1")
-    output = finish(process)
-    assert process.returncode == 0 and "3 finished." in output and "last words" not in output
+    status, output = finish(start(tmp_path, f"{line} fail_at=999 --per-gpu 1 --gpus 5 7 --learners-per-run 1"))
+    assert status == 0 and "3 finished." in output and "last words" not in output
     assert set(re.findall(r"CUDA_VISIBLE_DEVICES=(\d)", logs(tmp_path))) == {"5", "7"}
 
 
@@ -643,20 +624,19 @@ def test_stopped_and_started_again(trainer, tmp_path, engine):
     )
     process = start(tmp_path, line)
     wait_for(lambda: len(list(tmp_path.glob("runs/*/checkpoint.pt"))) == 2)
-    other = start(tmp_path, line)
-    assert "Another benchmark.run is at work" in finish(other) and other.returncode == 1
+    status, output = finish(start(tmp_path, line))
+    assert "Another benchmark.run is at work" in output and status == 1
     process.send_signal(signal.SIGTERM)
-    output = finish(process)
-    assert process.returncode == 128 + signal.SIGTERM, output
+    status, output = finish(process)
+    assert status == 128 + signal.SIGTERM, output
     assert "1 not started, 2 stopped." in output and "start the same command again" in output
     steps = {zipfile.ZipFile(path).read("step").decode() for path in tmp_path.glob("runs/*/checkpoint.pt")}
-    again = start(tmp_path, line)
-    output = finish(again)
-    assert again.returncode == 0 and "0 finished and skipped; jobs: 2 to resume, 1 new" in output, output
+    status, output = finish(start(tmp_path, line))
+    assert status == 0 and "0 finished and skipped; jobs: 2 to resume, 1 new" in output, output
     assert len(list(tmp_path.glob("runs/*/result.json"))) == 6
     assert {f"at step {step} " for step in steps | {"0"}} == set(re.findall(r"at step \d+ ", logs(tmp_path)))
-    last = start(tmp_path, line)
-    assert "6 finished and skipped; jobs: 0 to resume, 0 new" in finish(last) and last.returncode == 0
+    status, output = finish(start(tmp_path, line))
+    assert "6 finished and skipped; jobs: 0 to resume, 0 new" in output and status == 0
 
 
 def test_waiting_jobs_follow_by_themselves(trainer, tmp_path, monkeypatch, capsys):
@@ -677,16 +657,15 @@ def test_waiting_jobs_follow_by_themselves(trainer, tmp_path, monkeypatch, capsy
 def test_a_job_that_still_reads_its_data_is_left_alone(trainer, tmp_path):
     """Its watcher was killed, and it has no run directory yet."""
     script = Path(f"{trainer}.py")
-    script.write_text(script.read_text().replace("\ngiven = {}", "\ntime.sleep(10)\ngiven = {}", 1))
+    script.write_text(script.read_text().replace("\nargs, step", "\ntime.sleep(10)\nargs, step", 1))
     line = f"--scripts {trainer} --tasks maze2d-umaze-v1 --seeds 0"
     process = start(tmp_path, line)
     wait_for(lambda: "$" in logs(tmp_path))
     time.sleep(1)
     process.kill()
     process.wait()
-    again = start(tmp_path, line)
-    output = finish(again)
-    assert "1 left to the process that is at it." in output and again.returncode == 1, output
+    status, output = finish(start(tmp_path, line))
+    assert "1 left to the process that is at it." in output and status == 1, output
     wait_for(lambda: list(tmp_path.glob("runs/*/result.json")))
     assert len(list(tmp_path.glob("runs/*/config.json"))) == 1
 
@@ -698,8 +677,8 @@ def test_a_run_that_outlived_its_watcher_is_left_alone(trainer, tmp_path):
     wait_for(lambda: list(tmp_path.glob("runs/*/checkpoint.pt")))
     process.kill()
     process.wait()
-    again = start(tmp_path, line)
-    assert "is left to the process that is at it" in finish(again) and again.returncode == 0
+    status, output = finish(start(tmp_path, line))
+    assert "is left to the process that is at it" in output and status == 0
     os.kill(int(re.search(r"in process (\d+)", logs(tmp_path))[1]), signal.SIGTERM)
     (lock,) = tmp_path.glob("runs/maze2d*/.lock")
     with filelock.FileLock(lock, timeout=60):  # until it has ended
@@ -718,27 +697,27 @@ def test_stopped_twice_leaves_no_orphan(trainer, tmp_path, engine):
     time.sleep(1.5)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    output = finish(process)
-    assert process.returncode == 128 + signal.SIGTERM and "1 killed." in output, output
+    status, output = finish(process)
+    assert status == 128 + signal.SIGTERM and "1 killed." in output, output
     child = int(re.search(r"in process (\d+)", logs(tmp_path))[1])
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
 
 
 def test_a_damaged_run_is_set_aside_on_request(trainer, tmp_path):
-    process = start(tmp_path, line := f"--scripts {trainer} --tasks maze2d-umaze-v1 --seeds 0 --set fail_at=5")
-    finish(process)
+    line = f"--scripts {trainer} --tasks maze2d-umaze-v1 --seeds 0 --set fail_at=5"
+    finish(start(tmp_path, line))
     (checkpoint,) = tmp_path.glob("runs/*/checkpoint.pt")
     damage(checkpoint, checkpoint.read_bytes()[:-9])
-    output = finish(start(tmp_path, f"{line} --set-aside {tmp_path / 'aside'}"))
+    _, output = finish(start(tmp_path, f"{line} --set-aside {tmp_path / 'aside'}"))
     assert "1 new" in output and "it is damaged" in output and "1 failed." in output, output
     assert len(list(tmp_path.glob("runs/*/config.json"))) == len(list(tmp_path.glob("aside/*/config.json"))) == 1
 
 
 def test_scores_of_all_learners_are_shown(trainer, tmp_path):
     line = f"--scripts {trainer} --tasks maze2d --seeds 0-1 --per-gpu 1 --set total_steps=3"
-    output = finish(process := start(tmp_path, line))
-    assert process.returncode == 0, output
+    status, output = finish(start(tmp_path, line))
+    assert status == 0, output
     assert re.search(r"1/1 maze2d-umaze-v1\+2__trainer__0-1.*: finished\n +maze2d-umaze-v1 +score 3. 4.\n", output)
     assert re.search(r"maze2d-medium-v1 +score 5. 6.\n +maze2d-large-v1 +score 7. 8.\n", output)
 
