@@ -8,6 +8,7 @@ A difference is that of two runs of the same task and seed; every task weighs th
 
 import argparse
 import csv
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -19,11 +20,15 @@ ASPC = ("ASPC", "aspc_td3bc")  # its label in reports, today and in those of 202
 
 
 def rows(folder: Path, score: str) -> list[list]:
-    scores = defaultdict(dict)  # label -> (task, seed) -> score
+    """A row for each other algorithm: the report, its label, tasks, seeds at least, difference and interval."""
+    scores = defaultdict(dict)  # label -> (setting and task, seed) -> score
     with (folder / "runs.csv").open(newline="", encoding="utf-8") as file:
         for run in csv.DictReader(file):
-            scores[run["label"]][run["task"], run["seed"]] = float(run[score])
-    ours = next(scores.pop(label) for label in ASPC if label in scores)
+            if run[score]:  # it has finished
+                scores[run["label"]][(run.get("setting", ""), run["task"]), run["seed"]] = float(run[score])
+    ours = next((scores.pop(label) for label in ASPC if label in scores), None)
+    if ours is None:
+        sys.exit(f"{folder / 'runs.csv'} has no finished run of ASPC.")
     table = []
     for label, theirs in sorted(scores.items()):
         pairs = defaultdict(list)
