@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -120,6 +121,16 @@ def test_two_algorithms_by_seed():
     shuffled = np.array([[1.0, 2], [2, 1], [3, 3]])
     assert aggregate.correlation([shuffled, shuffled[:, :1] * [1, 2], constant, one]) == pytest.approx((0.5 + 1) / 2)
     assert np.isnan(aggregate.correlation([constant, one]))
+
+
+def test_runs_are_paired_by_seed_whatever_their_order():
+    def runs(scores: dict[int, float]) -> list[SimpleNamespace]:
+        return [SimpleNamespace(seed=seed, scores={"last": score}) for seed, score in scores.items()]
+
+    task, other = "hopper-medium-v2", "walker2d-medium-v2"
+    x, y = {task: runs({0: 1.0, 1: 2.0, 5: 9.0}), other: runs({0: 1.0})}, {task: runs({1: 20.0, 7: 9.0, 0: 10.0})}
+    (pairs,) = report.paired(x, y).items()
+    assert pairs[0] == task and pairs[1].tolist() == [[1, 10], [2, 20]]
 
 
 def test_a_paired_bootstrap_knows_what_seeds_share():
