@@ -19,27 +19,30 @@ S, A, N = 5, 3, 500  # observation and action dimensions, transitions
 UNEVEN = np.array([-2.0, -1.0, 0.0]), np.array([2.0, 1.0, 4.0])  # bounds of actions, neither ±1 nor alike
 SCRIPTS = [room + name for name in ("td3bc", "iql", "cql", "diffusionql", "fql") for room in ("aspc_", "baselines/")]
 SCRIPTS += ["baselines/wpc", "baselines/a2pr", "baselines/rebrac"]
-CQL = {"max_target_backup": True, "clip_diff_min": 1.0, "batch_size": 4}
-OPTIONS = [  # that change what an update reads, draws or keeps
+CQL = {"max_target_backup": True, "clip_diff_min": 1.0}
+VARIANTS = [(script, {}) for script in SCRIPTS] + [  # and with options that change what is read, drawn or kept
     ("aspc_iql", {"actor_dropout": 0.1}),
     ("aspc_iql", {"actor_dropout": 0.1, "deterministic": True}),
     ("baselines/iql", {"actor_dropout": 0.1}),
     ("baselines/iql", {"actor_dropout": 0.1, "deterministic": True}),
     ("aspc_cql", CQL),
     ("baselines/cql", CQL | {"lagrange": True, "target_action_gap": 3.0, "normalize": False}),
-    ("aspc_diffusionql", {"max_q_backup": True, "batch_size": 8}),
-    ("baselines/diffusionql", {"max_q_backup": True, "batch_size": 8}),
-    ("aspc_fql", {"q_agg": "min", "batch_size": 8}),
-    ("baselines/fql", {"q_agg": "min", "batch_size": 8}),
+    ("aspc_diffusionql", {"max_q_backup": True}),
+    ("baselines/diffusionql", {"max_q_backup": True}),
+    ("aspc_fql", {"q_agg": "min"}),
+    ("baselines/fql", {"q_agg": "min"}),
     ("baselines/wpc", {"robust_critic": False}),
     ("baselines/a2pr", {"official_networks": True}),
 ]
+
+
+def each_of(variants: list[tuple[str, dict]]):
+    named = [pytest.param(script, options, id="-".join([script, *options])) for script, options in variants]
+    return pytest.mark.parametrize(("script", "options"), named)
+
+
 each_script = pytest.mark.parametrize("script", SCRIPTS)
-each_variant = pytest.mark.parametrize(  # each script as it comes, and with these
-    ("script", "options"),
-    [pytest.param(script, options, id="-".join([script, *options])) for script, options in
-     [*((script, {}) for script in SCRIPTS), *OPTIONS]],
-)  # fmt: skip
+each_variant = each_of(VARIANTS)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,6 +50,16 @@ def process():
     """One thread; and Ctrl-C as in a terminal, for shells start background jobs with SIGINT ignored."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """Put back the handlers that a run which ended by an exception leaves installed."""
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    handlers = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -113,16 +126,6 @@ def stop_before_alpha(agent) -> tuple[torch.Tensor, ...]:
         agent.advance()
     del agent.update_alpha
     return tuple(given)
-
-
-def step_on_alpha(agent, *given) -> dict[str, torch.Tensor]:
-    """The metrics of `update_alpha`, which moves α; the agent stays as it was."""
-    before = {name: tensor.clone() for name, tensor in agent.tensors().items()}
-    metrics = agent.update_alpha(*given)
-    assert (agent.rho != before["rho"]).all()
-    for name, tensor in agent.tensors().items():
-        tensor.copy_(before[name])
-    return metrics
 
 
 def relu_network(tensors: list[torch.Tensor]) -> nn.Sequential:

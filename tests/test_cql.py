@@ -6,18 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import (
-    UNEVEN,
-    A,
-    S,
-    assert_same_learner,
-    make_agent,
-    parts,
-    random_data,
-    step_on_alpha,
-    stop_before_alpha,
-)
-from test_hypergradient import central_difference, relative
+from conftest import UNEVEN, A, S, assert_same_learner, make_agent, parts, random_data, stop_before_alpha
+from test_hypergradient import central_difference, relative, step_on_alpha
 from test_update import PlainAdam
 from torch import distributions
 from torch.func import grad, vmap
