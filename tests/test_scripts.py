@@ -137,57 +137,44 @@ def test_size(script):
 # --- Files of a run ---------------------------------------------------------------------------------------------------
 
 
-def test_files_of_a_run(finished, hopper):
-    script = Path(finished.script).name
-    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    head = (shutil.which("git") and subprocess.run(git, capture_output=True, text=True).stdout.strip()) or None
-    for seed, run in enumerate(finished.runs):
-        assert re.fullmatch(rf"hopper-medium-v2__{script}__{seed}__\d{{8}}-\d{{6}}-\d+", run.name)
-        names = {path.name for path in run.iterdir() if not path.name.startswith("events.out.tfevents.")}
-        expected = {"config.json", "metrics.csv", "actor.pt", "result.json"}
-        assert names == (expected | {"checkpoint.pt"} if seed == 0 else expected)  # and nothing half-written
+def glossary(script: str) -> set[str]:
+    """The tags in the tables of the script's page."""
+    page = (ROOT / "docs" / f"{Path(script).name}.md").read_text()
+    table = "\n".join(line for line in page.splitlines() if line.startswith("|"))
+    return set(re.findall(rf"`({TAG})`", table))
 
+
+def test_files_of_a_run(finished, hopper):
+    """What they have from the script and its data; test_offline_run.py looks at all that is in them."""
+    module, name = load_script(finished.script), Path(finished.script).name
+    sha256 = hashlib.sha256(hopper.read_bytes()).hexdigest()
+    for seed, run in enumerate(finished.runs):
+        assert run.name.startswith(f"hopper-medium-v2__{name}__{seed}__")
         config = config_of(run)
         given = fitting(finished.script, RUN) | {"seed": 0, "dataset_path": str(hopper), "env_id": ["hopper-medium-v2"]}
         assert {name: config["args"][name] for name in given} == given
-        assert config["args"].keys() == load_script(finished.script).Args.__dataclass_fields__.keys()
-        assert (config["script"], config["seed"], config["device"]) == (script, seed, "cpu")
-        assert config["group"] == [path.name for path in finished.runs]
-        sha256 = hashlib.sha256(hopper.read_bytes()).hexdigest()
+        assert config["args"].keys() == module.Args.__dataclass_fields__.keys()
         facts = {"path": str(hopper), "sha256": sha256, "source": "given: rows.hdf5", "stand_in": False}
         assert config["dataset"] == facts
-        assert config["versions"]["torch"] == torch.__version__
-        assert config["versions"].keys() >= {"python", "numpy", "gymnasium", "mujoco"}
-        assert config["commit"] == head
-
-        rows = rows_of(run)
-        assert [row["step"] for row in rows] == ["60", "120", "180", "200"]
-        assert rows[0].keys() >= {"seconds", "charts/SPS", "charts/episodic_return", "episodic_return_std"}
-        assert all(np.isfinite(float(value)) for row in rows for value in row.values())
+        assert config["versions"].keys() >= {"mujoco"}
+        assert all(np.isfinite(float(value)) for row in rows_of(run) for value in row.values())
+        assert {column for column in rows_of(run)[0] if "/" in column} == glossary(finished.script)
 
         result = result_of(run)
-        assert (result["env_id"], result["script"], result["seed"]) == ("hopper-medium-v2", script, seed)
+        assert [result[key] for key in ("env_id", "script", "seed")] == ["hopper-medium-v2", name, seed]
         assert (result["steps"], result["dataset"], len(result["final_returns"])) == (200, "given: rows.hdf5", 2)
         score = 100 * d4rl.get_normalized_score("hopper-medium-v2", np.mean(result["final_returns"]))
         assert result["final_score"] == pytest.approx(score)
-        as_text = [{name: str(value) for name, value in result[which].items()} for which in ("last", "best")]
-        assert as_text == [rows[-1], max(rows, key=lambda row: float(row["charts/episodic_return"]))]
-        assert result["seconds"] == result["last"]["seconds"] > 0
-
-        policy = load_script(finished.script).load_policy(torch.load(run / "actor.pt", weights_only=True))
+        policy = module.load_policy(torch.load(run / "actor.pt", weights_only=True))
         vector = torch.nn.utils.parameters_to_vector(policy.actor.parameters())
         assert any(torch.equal(vector, t[seed]) for t in checkpoint_of(finished.runs[0])["tensors"].values() if t.ndim)
 
 
-def test_tags_are_those_of_the_glossary(finished):
-    page = (ROOT / "docs" / f"{Path(finished.script).name}.md").read_text()
-    table = "\n".join(line for line in page.splitlines() if line.startswith("|"))
-    listed = set(re.findall(rf"`({TAG})`", table))
-    for run in finished.runs:
-        events = events_of(run)
-        assert listed == set(events)
-        assert {column for column in rows_of(run)[0] if "/" in column} == listed
-        assert [event.step for event in events["charts/episodic_return"]] == [60, 120, 180, 200]
+@each_script
+def test_metrics_are_those_of_the_glossary(script):
+    agent = make_agent(script, batch_size=4)
+    agent.advance()
+    assert glossary(script) == {"charts/SPS", "charts/episodic_return", "charts/normalized_score", *agent.metrics}
 
 
 # --- Interruptions ----------------------------------------------------------------------------------------------------
@@ -209,15 +196,6 @@ def test_resumed_run_equals_an_uninterrupted_one(finished, hopper, tmp_path, mon
     for run in runs:
         (resumption,) = config_of(run)["resumed"]
         assert resumption["step"] == 100 and resumption["versions"]["torch"] == torch.__version__
-
-
-@each_other
-def test_metrics_are_those_of_the_glossary(script):
-    page = (ROOT / "docs" / f"{Path(script).name}.md").read_text()
-    table = "\n".join(line for line in page.splitlines() if line.startswith("|"))
-    agent = make_agent(script, batch_size=4)
-    agent.advance()
-    assert {tag for tag in re.findall(rf"`({TAG})`", table) if not tag.startswith("charts/")} == set(agent.metrics)
 
 
 @each_other
