@@ -76,10 +76,10 @@ def fitting(script: str, arguments: dict) -> dict:
     return {name: value for name, value in arguments.items() if name in names}
 
 
-def train(script: str, dataset: Path, runs: Path, arguments: dict) -> list[Path]:
+def train(script: str, dataset: Path | None, runs: Path, arguments: dict) -> list[Path]:
     """The directories of the finished run, one a seed."""
-    module = load_script(script)
-    module.main(module.Args(dataset_path=str(dataset), runs_dir=str(runs), **fitting(script, arguments)))
+    module, path = load_script(script), str(dataset) if dataset else None
+    module.main(module.Args(dataset_path=path, runs_dir=str(runs), **fitting(script, arguments)))
     return sorted(runs.iterdir())
 
 
@@ -180,22 +180,23 @@ def test_metrics_are_those_of_the_glossary(script):
 # --- Interruptions ----------------------------------------------------------------------------------------------------
 
 
-def test_resumed_run_equals_an_uninterrupted_one(finished, hopper, tmp_path, monkeypatch, capsys):
-    """Ctrl-C after 100 of 200 steps."""
+def stopped_at(steps: int, script: str, monkeypatch, train) -> None:
+    """`train()`, which Ctrl-C ends after so many steps."""
     with monkeypatch.context() as patch:
-        after_steps(patch, finished.script, 100, lambda agent: send())
+        after_steps(patch, script, steps, lambda agent: send())
         with pytest.raises(SystemExit) as stop:
-            train(finished.script, hopper, tmp_path, RUN)
-    runs = sorted(tmp_path.iterdir())
+            train()
     assert stop.value.code == 128 + signal.SIGINT
-    assert f"--resume {runs[0]}" in capsys.readouterr().out
+
+
+def test_resumed_run_equals_an_uninterrupted_one(finished, hopper, tmp_path, monkeypatch):
+    """Ctrl-C after 100 of 200 steps."""
+    stopped_at(100, finished.script, monkeypatch, lambda: train(finished.script, hopper, tmp_path, RUN))
+    runs = sorted(tmp_path.iterdir())
     assert checkpoint_of(runs[0])["step"] == 100 and not (runs[0] / "result.json").exists()
     torch.manual_seed(12345)  # a fresh process would not have the old one's global generators
     resume(finished.script, runs[1])  # any directory of the group names it
     assert_same_runs(runs, finished.runs)
-    for run in runs:
-        (resumption,) = config_of(run)["resumed"]
-        assert resumption["step"] == 100 and resumption["versions"]["torch"] == torch.__version__
 
 
 @each_other
@@ -355,35 +356,27 @@ def test_tasks_are_independent(float64, script):
 
 
 def test_two_tasks_in_one_run(tmp_path, monkeypatch):
-    """As a command: one directory a learner, each with its own task; stopped, and resumed as a group."""
+    """One directory a learner, each with its own task; stopped, and resumed as a group."""
     levels = ("medium", "expert")
     rows = {level: write_dataset(tmp_path / f"{level}.hdf5", 11, 3, seed=k) for k, level in enumerate(levels)}
     tasks, script = tuple(f"hopper-{level}-v2" for level in rows), PAIR[0]
     find = lambda env, *_: d4rl.DatasetFile(rows[env.spec.id.split("-")[1]], env.spec.id, "tests")  # noqa: E731
     monkeypatch.setattr("d4rl_gymnasium.training.find_dataset", find)
-    module, arguments = load_script(script), RUN | {"env_id": tasks, "total_steps": 80, "checkpoint_interval": 40}
+    arguments = RUN | {"env_id": tasks, "total_steps": 80, "checkpoint_interval": 40}
 
-    def train_both(runs: Path) -> list[Path]:
-        module.main(module.Args(runs_dir=str(runs), **fitting(script, arguments)))
-        return sorted(runs.iterdir())
+    def group(runs: Path) -> list[Path]:
+        """The directories, in the order of the learners."""
+        return [runs / name for name in config_of(next(runs.iterdir()))["group"]]
 
-    whole = train_both(tmp_path / "whole")
-    assert [path.name.split("__")[:3:2] for path in whole] == [[t, s] for t in sorted(tasks) for s in "01"]
+    train(script, None, tmp_path / "whole", arguments)
+    whole = group(tmp_path / "whole")
+    assert [path.name.split("__")[:3:2] for path in whole] == [[task, seed] for task in tasks for seed in "01"]
     for path in whole:
-        result = json.loads((path / "result.json").read_text())
-        assert [result["env_id"], str(result["seed"])] == path.name.split("__")[:3:2]
-    with monkeypatch.context() as patch:
-        after_steps(patch, script, 40, lambda agent: send())
-        with pytest.raises(SystemExit):
-            train_both(tmp_path / "resumed")
-    runs = sorted((tmp_path / "resumed").iterdir())
-    resume(script, runs[0])
-    first = [path for path in (*runs, *whole) if (path / "checkpoint.pt").exists()]
-    a, b = map(checkpoint_of, first)
-    assert all(torch.equal(t, b["tensors"][name]) for name, t in a["tensors"].items())
-    for ours, theirs in zip(runs, whole, strict=True):
-        results = [result_of(run)["final_returns"] for run in (ours, theirs)]
-        assert results[0] == results[1]
+        assert [result_of(path)["env_id"], str(result_of(path)["seed"])] == path.name.split("__")[:3:2]
+    stopped_at(40, script, monkeypatch, lambda: train(script, None, tmp_path / "resumed", arguments))
+    resumed = group(tmp_path / "resumed")
+    resume(script, resumed[1])
+    assert_same_runs(resumed, whole)
 
 
 # --- Bad input --------------------------------------------------------------------------------------------------------
@@ -571,11 +564,7 @@ def test_own_task_with_other_bounds(script, tmp_path):
 @each_of_pair
 def test_target_noise_scales_with_the_bounds(float64, script, monkeypatch):
     """TD3's smoothing: at most half of the half range, and never beyond the bounds."""
-    module = load_script(script)
-    low, high = np.array([-2.0, -1.0, 0.0]), np.array([2.0, 1.0, 4.0])
-    data = random_data()
-    data["actions"] = low + (high - low) * (data["actions"] + 1) / 2
-    agent = module.Agent(module.Args(batch_size=4), [data], low, high, "cpu")
+    agent, (low, high) = make_agent(script, bounds=UNEVEN, batch_size=4), map(torch.tensor, UNEVEN)
     next_s, theta = torch.randn(4, S), agent.target_theta[0].clone()
     theta[-A:] = torch.tensor([0.1, 2.0, 0.1])  # the last layer's bias: the second action is near its bound
     seen, twins = [], agent.twins
@@ -583,7 +572,7 @@ def test_target_noise_scales_with_the_bounds(float64, script, monkeypatch):
     noise = torch.tensor([100.0, 1.0, -1.0])
     agent.target(theta, agent.target_phi[0], next_s, torch.randn(4), torch.zeros(4), noise.expand(4, A))
     pi = agent.pi(theta, next_s)
-    expected = pi + torch.tensor([0.5, 0.2, -0.2]) * torch.tensor([2.0, 1.0, 2.0])
-    expected = expected.clamp(torch.as_tensor(low), torch.as_tensor(high))
+    expected = pi + torch.tensor([0.5, 0.2, -0.2]) * (high - low) / 2
+    expected = expected.clamp(low, high)
     torch.testing.assert_close(seen[0], expected)
     assert (expected[:, 1] == 1).all() and (pi[:, 1] < 1).all()
