@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import UNEVEN, A, S, assert_same_learner, make_agent, parts, random_data, stop_before_alpha
 from test_hypergradient import central_difference, relative, step_on_alpha
-from test_update import PlainAdam
+from test_update import PlainAdam, Scale, copies, polyak
 from torch import distributions
 from torch.func import grad, vmap
 from torch.nn import functional as F
@@ -38,16 +38,16 @@ def agent_of(script: str, **arguments):
 # --- One update -------------------------------------------------------------------------------------------------------
 
 
-class Restatement:
+class Restatement(Scale):
     """CQL as CORL has it, and ASPC by autograd through everything: one seed, plain tensors, a hand-written Adam."""
 
-    def __init__(self, agent, adaptive):
-        pick = lambda f, vectors: [p.clone() for p in parts(f, vectors)]  # noqa: E731
-        self.actor = [torch.tensor(1.0), torch.tensor(-1.0), *pick(agent.pi, agent.theta[0])[2:]]  # multiplier, offset
-        self.q = [pick(agent.q, agent.phi[0, j]) for j in range(2)]
-        self.target_q = [pick(agent.q, agent.target_phi[0, j]) for j in range(2)]
+    def __init__(self, agent):
+        super().__init__(agent)
+        multiplier, offset = torch.tensor(1.0), torch.tensor(-1.0)
+        self.actor = [multiplier, offset, *copies(agent.pi, agent.theta[0])[2:]]
+        self.q, self.target_q = ([copies(agent.q, x[0, j]) for j in range(2)] for x in (agent.phi, agent.target_phi))
         s = torch.as_tensor(random_data()["observations"], dtype=torch.float64)
-        self.mean, self.std, self.args, self.adaptive = s.mean(0), s.std(0, correction=0) + 1e-3, agent.args, adaptive
+        self.mean, self.std = s.mean(0), s.std(0, correction=0) + 1e-3
         if not getattr(agent.args, "normalize", True):
             self.mean, self.std = torch.zeros(S), torch.ones(S)
         self.log_eta, self.log_lagrange = torch.tensor(0.0), torch.tensor(1.0)
@@ -57,11 +57,6 @@ class Restatement:
         self.transform = distributions.ComposeTransform(
             [distributions.TanhTransform(), distributions.AffineTransform((HIGH + LOW) / 2, self.scale)]
         )
-        if adaptive:
-            self.rho = torch.tensor(math.log(math.expm1(10.0)), requires_grad=True)
-            self.rho_adam = torch.optim.Adam([self.rho], lr=2e-3)
-            self.rho_schedule = torch.optim.lr_scheduler.ExponentialLR(self.rho_adam, 0.01 ** (1 / (TOTAL // 10)))
-            self.ema = torch.tensor(0.0)
         self.iteration, self.clipped, self.at_bound = 0, [], []
 
     def network(self, p, x):
@@ -128,13 +123,10 @@ class Restatement:
             new_ema = 0.005 * q_bar.mean() + 0.995 * self.ema
             l_alpha = -q_bar.mean() / q_bar.abs().mean().detach() + alpha.detach() * penalty
             l_q = (new_ema - self.ema) ** 2
-            (self.rho.grad,) = torch.autograd.grad(l_alpha + l_q, self.rho)
-            self.rho_adam.step()
-            self.rho_schedule.step()
+            self.descend_rho(l_alpha + l_q, new_ema)
             low, high = (math.log(math.expm1(x)) for x in (self.args.alpha_min, self.args.alpha_max))
             self.at_bound.append(not low <= self.rho.item() <= high)
             self.rho.data.clamp_(low, high)
-            self.ema = new_ema.detach()
 
         (self.log_eta,) = self.adam_eta.propose([self.log_eta], [eta_gradient], self.args.policy_lr)
         if self.args_lagrange():  # the loss is linear in α', so that its derivative in log α' is the loss itself
@@ -142,8 +134,7 @@ class Restatement:
             (self.log_lagrange,) = self.adam_lagrange.propose([self.log_lagrange], [gradient], 3e-4)
         self.actor = [x.detach() for x in self.adam_actor.propose(p, policy_gradients, self.args.policy_lr)]
         self.q = [[x.detach() for x in q] for q in new_q]
-        for j in range(2):
-            self.target_q[j] = [0.995 * t + 0.005 * x for t, x in zip(self.target_q[j], self.q[j], strict=True)]
+        self.target_q = [polyak(target, q) for target, q in zip(self.target_q, self.q, strict=True)]
 
     def args_lagrange(self):
         return not self.adaptive and self.args.lagrange
@@ -151,9 +142,8 @@ class Restatement:
 
 @pytest.mark.parametrize(("script", "name", "arguments"), VARIANTS)
 def test_equals_the_restatement(float64, script, name, arguments):
-    adaptive = script == "aspc_cql"
     agent = agent_of(script, **arguments)
-    plain = Restatement(agent, adaptive)
+    plain = Restatement(agent)
     columns = ("observations", "actions", "next_observations", "rewards", "terminals")
     data = [torch.as_tensor(random_data(0, *UNEVEN)[key], dtype=torch.float64) for key in columns]
     for _ in range(STEPS // agent.period_steps):
@@ -165,7 +155,7 @@ def test_equals_the_restatement(float64, script, name, arguments):
     if name == "lagrange":
         assert abs(agent.log_lagrange.item() - plain.log_lagrange.item()) < 1e-8
         assert abs(plain.log_lagrange - 1) > 1e-3
-    if adaptive:
+    if plain.adaptive:
         assert any(plain.at_bound) == (name == "options")
     assert (0.05 < np.mean(plain.clipped) < 0.95) == (name == "options")
 

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import UNEVEN, A, S, assert_same_learner, load_script, make_agent, parts, stop_before_alpha
+from conftest import UNEVEN, A, S, assert_same_learner, load_script, make_agent, stop_before_alpha
 from test_hypergradient import central_difference, grow, relative, set_time, step_on_alpha
-from test_update import PlainAdam
+from test_update import PlainAdam, Scale, copies, polyak
 from torch.func import grad, vmap
 from torch.nn import functional as F
 
@@ -27,16 +27,14 @@ def vp_betas():
 # --- The update -------------------------------------------------------------------------------------------------------
 
 
-class Restatement:
+class Restatement(Scale):
     """Diffusion-QL on lists of tensors: 4 of the time's network, then (weight, bias) of each layer."""
 
     def __init__(self, agent, low, high, steps_done):
-        pick = lambda f, vector: [p.clone() for p in parts(f, vector)]  # noqa: E731
-        self.args, self.adaptive = agent.args, hasattr(agent.args, "alpha_init")
+        super().__init__(agent)
         self.half, self.middle = (high - low) / 2, (high + low) / 2
-        self.actor, self.ema_actor = (pick(agent.denoise, x[0]) for x in (agent.theta, agent.target_theta))
-        self.q = [pick(agent.q, agent.phi[0, j]) for j in range(2)]
-        self.target_q = [pick(agent.q, agent.target_phi[0, j]) for j in range(2)]
+        self.actor, self.ema_actor = (copies(agent.denoise, x[0]) for x in (agent.theta, agent.target_theta))
+        self.q, self.target_q = ([copies(agent.q, x[0, j]) for j in range(2)] for x in (agent.phi, agent.target_phi))
         self.adam_actor, self.adam_q = PlainAdam(self.actor), PlainAdam(self.q[0] + self.q[1])
         self.step = self.adam_actor.t = steps_done
         betas = vp_betas()
@@ -46,12 +44,6 @@ class Restatement:
         self.coef_x = (1 - previous) * self.alphas.sqrt() / (1 - self.bars)
         self.variance = betas * (1 - previous) / (1 - self.bars)
         self.clipped = {"critics": [], "actor": []}
-        if self.adaptive:
-            self.rho = torch.tensor(math.log(math.exp(self.args.alpha_init) - 1), requires_grad=True)
-            self.rho_adam = torch.optim.Adam([self.rho], lr=2e-3)
-            decay = 0.01 ** (1 / (self.args.total_steps // 10))
-            self.rho_schedule = torch.optim.lr_scheduler.ExponentialLR(self.rho_adam, decay)
-            self.ema = torch.tensor(0.0)
 
     @staticmethod
     def layers(p, x):
@@ -116,17 +108,11 @@ class Restatement:
         if last:
             q, scale, diffusion = self.policy_terms(new, *noise)
             ema = 0.005 * q + 0.995 * self.ema
-            self.rho_adam.zero_grad()
-            (-alpha.detach() * q / scale + diffusion + (ema - self.ema) ** 2).backward()
-            self.rho_adam.step()
-            self.rho_schedule.step()
-            self.ema = ema.detach()
+            self.descend_rho(-alpha.detach() * q / scale + diffusion + (ema - self.ema) ** 2, ema)
         self.actor = [x.detach() for x in new]
-        with torch.no_grad():
-            if self.step % 5 == 0 and self.step >= 1000:
-                self.ema_actor = [0.995 * t + 0.005 * x for t, x in zip(self.ema_actor, self.actor, strict=True)]
-            for j in range(2):
-                self.target_q[j] = [0.995 * t + 0.005 * x for t, x in zip(self.target_q[j], self.q[j], strict=True)]
+        if self.step % 5 == 0 and self.step >= 1000:
+            self.ema_actor = polyak(self.ema_actor, self.actor)
+        self.target_q = [polyak(target, q) for target, q in zip(self.target_q, self.q, strict=True)]
         self.step += 1
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import UNEVEN, A, assert_same_learner, load_script, make_agent, parts, random_data, stop_before_alpha
 from test_hypergradient import central_difference, grow, relative, step_on_alpha
-from test_update import PlainAdam
+from test_update import PlainAdam, Scale, copies, polyak
 from torch import nn
 from torch.func import grad, vmap
 from torch.nn import functional as F
@@ -21,28 +21,20 @@ both = pytest.mark.parametrize("script", [ASPC, BASELINE])
 # --- The update -------------------------------------------------------------------------------------------------------
 
 
-class Restatement:
+class Restatement(Scale):
     """FQL on lists of tensors: (weight, bias) of each layer, in critics LayerNorm's two after each but the last.
 
     The official code's joint step: one gradient of the sum of all losses, all taken at the parameters before the step.
     """
 
     def __init__(self, agent, low, high):
-        pick = lambda f, vectors: [p.clone() for p in parts(f, vectors)]  # noqa: E731
-        self.args, self.adaptive = agent.args, hasattr(agent.args, "alpha_init")
+        super().__init__(agent)
         self.half, self.middle = (high - low) / 2, (high + low) / 2
-        self.student, self.teacher = pick(agent.mu, agent.theta[0]), pick(agent.v, agent.psi[0])
-        self.q = [pick(agent.q, agent.phi[0, j]) for j in range(2)]
-        self.target_q = [pick(agent.q, agent.target_phi[0, j]) for j in range(2)]
+        self.student, self.teacher = copies(agent.mu, agent.theta[0]), copies(agent.v, agent.psi[0])
+        self.q, self.target_q = ([copies(agent.q, x[0, j]) for j in range(2)] for x in (agent.phi, agent.target_phi))
         self.adam_student = PlainAdam(self.student)
         self.adam = PlainAdam(self.teacher + self.q[0] + self.q[1])
         self.step = 0
-        if self.adaptive:
-            self.rho = torch.tensor(math.log(math.exp(self.args.alpha_init) - 1), requires_grad=True)
-            self.rho_adam = torch.optim.Adam([self.rho], lr=2e-3)
-            decay = 0.01 ** (1 / (self.args.total_steps // 10))
-            self.rho_schedule = torch.optim.lr_scheduler.ExponentialLR(self.rho_adam, decay)
-            self.ema = torch.tensor(0.0)
 
     @staticmethod
     def gelu(x):
@@ -103,16 +95,11 @@ class Restatement:
         if last:
             q, scale, distillation = self.policy_terms(new_student, s, z, imitated)
             ema = 0.005 * q + 0.995 * self.ema
-            self.rho_adam.zero_grad()
             alpha = F.softplus(self.rho).detach()
-            (-alpha * q / scale + distillation + (ema - self.ema) ** 2).backward()
-            self.rho_adam.step()
-            self.rho_schedule.step()
-            self.ema = ema.detach()
+            self.descend_rho(-alpha * q / scale + distillation + (ema - self.ema) ** 2, ema)
 
-        for j in range(2):  # the critics before their step, as the official code has it
-            pairs = zip(self.target_q[j], self.q[j], strict=True)
-            self.target_q[j] = [0.995 * t + 0.005 * x.detach() for t, x in pairs]
+        # The critics before their step, as the official code has it
+        self.target_q = [polyak(target, q) for target, q in zip(self.target_q, self.q, strict=True)]
         new = [x.detach() for x in self.adam.propose(others, gradients, 3e-4)]
         k, m = len(teacher), len(q1)
         self.teacher, self.q = new[:k], [new[k : k + m], new[k + m :]]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import UNEVEN, A, S, assert_same_learner, make_agent, parts, random_data, relu_network, stop_before_alpha
 from test_hypergradient import relative, step_on_alpha
-from test_update import PlainAdam
+from test_update import PlainAdam, Scale
 from torch import nn
 from torch.func import grad, vmap
 from torch.nn import functional as F
@@ -34,10 +34,11 @@ def agent_of(script: str, scale: float = 3.0, **arguments):
 # --- One update -------------------------------------------------------------------------------------------------------
 
 
-class Restatement:
+class Restatement(Scale):
     """IQL as CORL has it, and ASPC by autograd through everything: one seed, ordinary modules, a hand-written Adam."""
 
-    def __init__(self, agent, adaptive, scale=3.0, deterministic=False, actor_dropout=0.0):
+    def __init__(self, agent, scale=3.0, deterministic=False, actor_dropout=0.0):
+        super().__init__(agent)
         s = torch.as_tensor(random_data()["observations"], dtype=torch.float64)
         self.mean, self.std = s.mean(0), s.std(0, correction=0) + 1e-3
         self.v = relu_network(parts(agent.v, agent.psi[0]))
@@ -51,12 +52,8 @@ class Restatement:
         self.adam_q = [PlainAdam(list(q.parameters())) for q in self.q]
         self.rate = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3e-4)  # carries the schedule only
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.rate, TOTAL)
-        self.adaptive, self.scale, self.deterministic = adaptive, torch.tensor(scale), deterministic
+        self.scale, self.deterministic = torch.tensor(scale), deterministic
         self.actor_dropout = actor_dropout
-        self.rho = torch.tensor(math.log(math.expm1(scale)), requires_grad=True)
-        self.rho_adam = torch.optim.Adam([self.rho], lr=2e-3)
-        self.rho_schedule = torch.optim.lr_scheduler.ExponentialLR(self.rho_adam, 0.01 ** (1 / (TOTAL // 10)))
-        self.ema = torch.tensor(0.0)
         self.iteration, self.clipped = 0, []
 
     def values(self, module, s, *a):
@@ -110,10 +107,7 @@ class Restatement:
             new_ema = 0.005 * q.mean() + 0.995 * self.ema
             l_alpha = -scale.detach() * q.mean() / q.abs().mean().detach() + F.mse_loss(new_mu, a)
             l_q = (new_ema - self.ema) ** 2
-            (self.rho.grad,) = torch.autograd.grad(l_alpha + L_Q_COEF * l_q, self.rho)
-            self.rho_adam.step()
-            self.rho_schedule.step()
-            self.ema = new_ema.detach()
+            self.descend_rho(l_alpha + L_Q_COEF * l_q, new_ema)
         for p, value in zip(self.policy, new, strict=True):
             p.data.copy_(value.detach())
         self.rate.step()
@@ -123,9 +117,8 @@ class Restatement:
 @each_script
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_equals_the_restatement(float64, script, variant):
-    adaptive, arguments = script == "aspc_iql", VARIANTS[variant]
-    agent = agent_of(script, total_steps=TOTAL, **arguments)
-    plain = Restatement(agent, adaptive, **arguments)
+    agent = agent_of(script, total_steps=TOTAL, **VARIANTS[variant])
+    plain = Restatement(agent, **VARIANTS[variant])
     columns = ("observations", "actions", "next_observations", "rewards", "terminals")
     data = [torch.as_tensor(random_data()[key], dtype=torch.float64) for key in columns]
     for _ in range(STEPS // agent.period_steps):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import A, S, assert_same_learner, make_agent, parts, relu_network
 from test_update import Restatement as TD3BC
+from test_update import polyak
 from torch.nn import functional as F
 
 SCRIPT = "baselines/wpc"
@@ -42,10 +43,8 @@ class Restatement(TD3BC):
         q = self.value(self.q[0], s, pi)
         loss = -(2.5 / q.abs().mean().detach()) * q.mean() + (weight[:, None] * (pi - a) ** 2).mean()
         self.actor = [x.detach() for x in self.adam_actor.propose(p, torch.autograd.grad(loss, p), 3e-4)]
-        with torch.no_grad():
-            for j in range(2):
-                self.target_q[j] = [0.995 * t + 0.005 * x for t, x in zip(self.target_q[j], self.q[j], strict=True)]
-            self.target_actor = [0.995 * t + 0.005 * x for t, x in zip(self.target_actor, self.actor, strict=True)]
+        self.target_q = [polyak(target, q) for target, q in zip(self.target_q, self.q, strict=True)]
+        self.target_actor = polyak(self.target_actor, self.actor)
 
 
 @pytest.mark.parametrize("robust", [True, False])
