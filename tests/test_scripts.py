@@ -214,16 +214,16 @@ def test_agent_continues_from_its_tensors_and_generators(script):
     assert not all(torch.equal(tensor, tensors[name]) for name, tensor in other.items())
 
 
-def alone(tmp_path: Path, scripts: list[str]) -> tuple[Path, dict]:
-    """The files in an empty directory, with no other part of this repository than the installed packages; the directory
-    and how a subprocess runs there.
+def alone(tmp_path: Path) -> tuple[Path, dict]:
+    """The scripts in an empty directory, with no other part of this repository than the installed packages; the
+    directory and how a subprocess runs there.
     """
     packages, project = tmp_path / "packages", tmp_path / "project"
     packages.mkdir()
     project.mkdir()
     for package in ("d4rl_gymnasium", "offline_run"):
         shutil.copytree(ROOT / package, packages / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for script in scripts:
+    for script in SCRIPTS:
         shutil.copy(ROOT / f"{script}.py", project)
     environment = os.environ | {"PYTHONPATH": str(packages), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     environment["GIT_CEILING_DIRECTORIES"] = str(tmp_path)
@@ -233,7 +233,7 @@ def alone(tmp_path: Path, scripts: list[str]) -> tuple[Path, dict]:
 
 def test_copied_alone(hopper, tmp_path):
     """Every script in one process, one after the other."""
-    project, options = alone(tmp_path, SCRIPTS)
+    project, options = alone(tmp_path)
     given = SHORT | {"total_steps": 20, "dataset_path": str(hopper)}
     lines = [[f"{Path(script).name}.py", *flags(fitting(script, given))] for script in SCRIPTS]
     (project / "lines.json").write_text(json.dumps(lines))
@@ -248,26 +248,22 @@ def test_copied_alone(hopper, tmp_path):
 
 
 def test_copied_alone_stopped_and_continued(hopper, tmp_path):
-    script, number = PAIR[0], signal.SIGTERM
-    project, options = alone(tmp_path, [script])
-    plain_critic = " ".join(flags(fitting(script, {"robust_critic": False, "critic_layers": 1})))
-    arguments = (
-        f"{Path(script).name}.py --env-id hopper-medium-v2 --dataset-path {hopper} --total-steps 300 --batch-size 8 "
-        f"--device cpu --eval-interval 20 --eval-episodes 1 --final-eval-episodes 2 {plain_critic}"
-    )
-    process = subprocess.Popen([sys.executable, *shlex.split(arguments)], **options)
+    """With a process that evaluates beside it."""
+    script, (project, options) = PAIR[0], alone(tmp_path)
+    given = SHORT | {"total_steps": 300, "checkpoint_interval": 300, "eval_workers": 1, "dataset_path": str(hopper)}
+    line = [sys.executable, f"{script}.py", *flags(fitting(script, given))]
+    process = subprocess.Popen(line, **options)
     try:
         while process.poll() is None and not list(project.glob("runs/*/metrics.csv")):
             time.sleep(0.01)
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=300)
     finally:
         process.kill()
-    assert process.returncode == 128 + number, errors
+    assert process.returncode == 128 + signal.SIGTERM, errors
     assert "Traceback" not in errors
     (run,) = project.glob("runs/*")
-    step = checkpoint_of(run)["step"]
-    assert 20 <= step < 300
+    assert 20 <= checkpoint_of(run)["step"] < 300
     assert config_of(run)["commit"] is None
 
     following = re.search(r"python (.*--resume .*)", output)[1]
