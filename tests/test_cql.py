@@ -284,13 +284,3 @@ def test_initialisation(script):
     assert 0.95 * bound < last.abs().max() <= bound and (layers[7] == 0).all()
     assert (multiplier.item(), offset.item()) == (1.0, -1.0)
     assert agent.target_entropy.item() == pytest.approx(-A + math.log(2 * 1 * 2))
-
-
-def test_observations_are_normalised_unless_told(float64):
-    raw, normal = agent_of("baselines/cql", normalize=False), agent_of("baselines/cql")
-    observations = torch.as_tensor(random_data()["observations"], dtype=torch.float64)
-    assert (raw.buffer.mean[0] == 0).all() and (raw.buffer.std[0] == 1).all()
-    torch.testing.assert_close(raw.buffer.table[:, :S], observations)
-    torch.testing.assert_close(normal.buffer.mean[0], observations.mean(0))
-    torch.testing.assert_close(normal.buffer.table[:, :S].mean(0), torch.zeros(S))
-    torch.testing.assert_close(normal.buffer.table[:, :S].std(0, correction=0), torch.ones(S), rtol=0, atol=1e-3)

@@ -18,9 +18,8 @@ from offline_run import parse
 
 IQL, CQL, REBRAC, A2PR = (f"baselines/{name}" for name in ("iql", "cql", "rebrac", "a2pr"))
 DIFFUSIONQL, FQL, ASPC_FQL = "baselines/diffusionql", "baselines/fql", "aspc_fql"
-TUNED_SCRIPTS = [IQL, CQL, REBRAC, A2PR, DIFFUSIONQL, FQL, ASPC_FQL]
 
-each_tuned = pytest.mark.parametrize("script", TUNED_SCRIPTS)
+each_tuned = pytest.mark.parametrize("script", [IQL, CQL, REBRAC, A2PR, DIFFUSIONQL, FQL, ASPC_FQL])
 each_corl = pytest.mark.parametrize("script", [IQL, CQL])
 
 
@@ -56,7 +55,8 @@ def test_iql():
         beta = 10.0 if "antmaze" in env_id else 6.0 if env_id == "hopper-medium-expert-v2" else 3.0
         assert used(IQL, env_id).beta == beta
     assert used(IQL, "antmaze-large-play-v2").rewards == "minus-one"
-    assert (used(IQL, "door-human-v1").expectile, used(IQL, "door-human-v1").actor_dropout) == (0.8, 0.1)
+    for env_id in ("door-human-v1", "pen-human-v1", "pen-cloned-v1"):
+        assert (used(IQL, env_id).expectile, used(IQL, env_id).actor_dropout) == (0.8, 0.1)
     assert [env_id for env_id in d4rl.TASKS if used(IQL, env_id).deterministic] == [
         "hopper-medium-v2", "hopper-medium-replay-v2"
     ]  # fmt: skip
@@ -135,50 +135,26 @@ def test_fql(script):
 
 # --- Several tasks ----------------------------------------------------------------------------------------------------
 
-TOGETHER = [
-    (IQL, ("pen-human-v1", "pen-cloned-v1")),
-    (CQL, ("pen-human-v1", "pen-cloned-v1")),
-    (REBRAC, ("maze2d-umaze-v1", "maze2d-medium-v1", "maze2d-large-v1")),
-    (DIFFUSIONQL, ("halfcheetah-medium-v2", "hopper-medium-v2")),
-    (FQL, ("antmaze-medium-play-v2", "antmaze-medium-diverse-v2")),
-    (FQL, ("pen-human-v1", "pen-cloned-v1")),
-    (ASPC_FQL, ("antmaze-medium-play-v2", "antmaze-medium-diverse-v2")),
-    (ASPC_FQL, ("pen-human-v1", "pen-expert-v1")),
-]
-APART = [  # the first and the last of them
-    (IQL, ("hopper-random-v2", "hopper-expert-v2", "hopper-medium-v2")),
-    (CQL, ("hopper-random-v2", "hopper-expert-v2", "hopper-medium-v2")),
-    (REBRAC, ("hopper-medium-v2", "hopper-expert-v2")),
-    (A2PR, ("hopper-medium-v2", "walker2d-medium-v2")),
-    (DIFFUSIONQL, ("halfcheetah-medium-v2", "hopper-medium-v2", "walker2d-medium-v2")),
-    (FQL, ("pen-human-v1", "pen-expert-v1")),
-    (ASPC_FQL, ("pen-human-v1", "antmaze-large-play-v2")),
-]
-WITHOUT = [  # the last of them
-    (A2PR, ("hopper-expert-v2",)),
-    (DIFFUSIONQL, ("halfcheetah-medium-v2", "hopper-medium-v2", "hopper-random-v2")),
-    (FQL, ("antmaze-medium-play-v2", "hopper-medium-v2")),
-    (ASPC_FQL, ("antmaze-medium-play-v2", "hopper-medium-v2")),
-    *((script, ("Pendulum-v1",)) for script in TUNED_SCRIPTS),
-]
+SEVERAL = {  # tasks that want the same, one that wants other settings than they, and one for which there are none
+    IQL: (("hopper-random-v2", "hopper-expert-v2"), "hopper-medium-v2", "Pendulum-v1"),
+    CQL: (("hopper-random-v2", "hopper-expert-v2"), "hopper-medium-v2", "Pendulum-v1"),
+    REBRAC: (("maze2d-umaze-v1", "maze2d-medium-v1", "maze2d-large-v1"), "hopper-expert-v2", "Pendulum-v1"),
+    A2PR: (("hopper-medium-v2",), "walker2d-medium-v2", "hopper-expert-v2"),
+    DIFFUSIONQL: (("halfcheetah-medium-v2", "hopper-medium-v2"), "walker2d-medium-v2", "hopper-random-v2"),
+    FQL: (("pen-human-v1", "pen-cloned-v1"), "pen-expert-v1", "hopper-medium-v2"),
+    ASPC_FQL: (("pen-human-v1", "pen-expert-v1"), "antmaze-large-play-v2", "hopper-medium-v2"),
+}
 
 
-@pytest.mark.parametrize(("script", "env_ids"), TOGETHER)
-def test_tasks_that_want_the_same_train_together(script, env_ids):
-    assert used(script, *env_ids) == replace(used(script, env_ids[0]), env_id=env_ids)
-
-
-@pytest.mark.parametrize(("script", "env_ids"), APART)
-def test_tasks_that_want_other_settings(script, env_ids):
-    sentence = f"{env_ids[0]} and {env_ids[-1]} want other settings; train them in runs of their own"
-    with pytest.raises(SystemExit, match=sentence):
-        used(script, *env_ids)
-
-
-@pytest.mark.parametrize(("script", "env_ids"), WITHOUT)
-def test_task_without_settings(script, env_ids):
-    with pytest.raises(SystemExit, match=f"there are no settings for {env_ids[-1]}; set --[a-z-]+, .* yourself"):
-        used(script, *env_ids)
+@each_tuned
+def test_several_tasks_want_the_same(script):
+    same, other, unknown = SEVERAL[script]
+    assert used(script, *same) == replace(used(script, same[0]), env_id=same)
+    with pytest.raises(SystemExit, match=f"{same[0]} and {other} want other settings; train them in runs of their own"):
+        used(script, *same, other)
+    for env_ids in ((unknown,), (*same, unknown)):
+        with pytest.raises(SystemExit, match=f"there are no settings for {unknown}; set --[a-z-]+, .* yourself"):
+            used(script, *env_ids)
 
 
 # --- Rewards ----------------------------------------------------------------------------------------------------------
