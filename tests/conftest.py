@@ -55,8 +55,7 @@ def process():
 @pytest.fixture(autouse=True)
 def signal_handlers():
     """Put back the handlers that a run which ended by an exception leaves installed."""
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    handlers = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
