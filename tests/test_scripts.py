@@ -311,7 +311,7 @@ def test_seeds_are_independent(float64, script, options):
         make_agent(script, batch_size=8, **options, **seeds) for seeds in ({"num_seeds": 3}, {"seed": 1})
     )
     least = 1e-7 if script.endswith("cql") else 1e-6
-    slow = {"q_agg": 20, "max_q_backup": 10, "official_networks": 10}
+    slow = {"q_agg": 20, "max_q_backup": 10, "official_networks": 20}
     assert_seeds_are_independent(together, alone, least, steps=slow.get(next(iter(options), ""), 40))
     learned = {"rho", "ema"} if script.startswith("aspc") else {"log_lagrange"} if "lagrange" in options else set()
     assert learned | ({"log_eta"} if script.endswith("cql") else set()) <= alone.tensors().keys()
