@@ -74,7 +74,7 @@ def test_period_stays_on_the_device_and_in_place(script, options, num_seeds):
                 held |= {f"{prefix}.{name}.{i}": x for i, x in enumerate(tensors) if torch.is_tensor(x)}
         return {name: tensor.data_ptr() for name, tensor in held.items()}
 
-    agent = make_agent(script, num_seeds=num_seeds, batch_size=8, **options)
+    agent = make_agent(script, num_seeds=num_seeds, batch_size=4, **options)
     before = addresses()
     agent.advance()
     with NoHost():

@@ -480,7 +480,7 @@ def learners_action(script: str, agent, k: int, observations: torch.Tensor, gene
 @each_of([(script, options) for script, options in VARIANTS if "q_agg" not in options])  # which critics alone know
 def test_saved_policy_acts_like_the_learner(float64, script, options):
     """A copy with the parameters of one learner alone, on bounds that are neither ±1 nor alike."""
-    agent = make_agent(script, bounds=UNEVEN, num_seeds=2, batch_size=8, **options)
+    agent = make_agent(script, bounds=UNEVEN, num_seeds=2, batch_size=4, **options)
     agent.advance()
     observations, acted = 1 + 4 * torch.randn(7, S), []
     global_state = torch.get_rng_state()
