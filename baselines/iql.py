@@ -89,18 +89,10 @@ TUNED = {task: CORL | settings for task, settings in TUNED.items()}
 
 
 def changed_rewards(rewards: np.ndarray, terminals: np.ndarray, change: str) -> np.ndarray:
-    """A task's rewards (N,) as training sees them. Episodes are told apart as in CORL: by terminals, or 1000 rows."""
-    if change != "return-range":
-        return rewards - 1 if change == "minus-one" else rewards
-    returns, total, length = [], 0.0, 0
-    for reward, terminal in zip(rewards.tolist(), terminals.tolist(), strict=True):
-        total, length = total + reward, length + 1
-        if terminal or length == 1000:
-            returns.append(total)
-            total, length = 0.0, 0
-    if len(set(returns)) < 2:
-        sys.exit("--rewards return-range needs two episodes with different returns.")
-    return rewards * (1000 / (max(returns) - min(returns)))
+    """A task's rewards (N,) as training sees them."""
+    if change == "return-range":
+        return rewards * (1000 / d4rl.return_range(rewards, terminals))
+    return rewards - 1 if change == "minus-one" else rewards
 
 
 # --- Networks: written for one learner --------------------------------------------------------------------------------

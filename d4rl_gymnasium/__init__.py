@@ -13,7 +13,7 @@ from d4rl_gymnasium.data import DatasetFile, find_dataset
 from d4rl_gymnasium.rows import DatasetError
 from d4rl_gymnasium.tasks import ALL_TASKS, OGBENCH_TASKS, TASKS, Task, get_normalized_score, percent_score
 from d4rl_gymnasium.training import Tasks, load_tasks
-from d4rl_gymnasium.transitions import qlearning_dataset, read_dataset
+from d4rl_gymnasium.transitions import qlearning_dataset, read_dataset, return_range
 
 __all__ = [
     "ALL_TASKS",
@@ -29,6 +29,7 @@ __all__ = [
     "percent_score",
     "qlearning_dataset",
     "read_dataset",
+    "return_range",
 ]
 
 for _task in ALL_TASKS.values():

@@ -185,6 +185,21 @@ def episode_returns(rows: Rows, max_episode_steps: int | None) -> np.ndarray:
     return np.diff(np.cumsum(rows.arrays["rewards"], dtype=np.float64)[ends], prepend=0.0)
 
 
+def return_range(rewards: np.ndarray, terminals: np.ndarray) -> float:
+    """The greatest return of an episode less the least, from transitions (N,). Episodes are told apart as in CORL: by
+    terminals, or 1000 rows; one that has not ended by then does not count. Raises DatasetError where the range is 0.
+    """
+    returns, total, length = [], 0.0, 0
+    for reward, terminal in zip(rewards.tolist(), terminals.tolist(), strict=True):
+        total, length = total + reward, length + 1
+        if terminal or length == 1000:
+            returns.append(total)
+            total, length = 0.0, 0
+    if len(set(returns)) < 2:
+        raise DatasetError("--rewards return-range needs two episodes with different returns.")
+    return max(returns) - min(returns)
+
+
 # --- What is said of it ----------------------------------------------------------------------------------------------
 
 

@@ -1,13 +1,16 @@
-"""What several test files share: the scripts as modules, a small random dataset, agents in float64."""
+"""What several test files share: the scripts as modules, a small random dataset, agents, how they are compared."""
 
 import importlib
+import math
 import signal
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -15,8 +18,33 @@ sys.path.insert(0, str(ROOT))
 from toy_data import cache, command, hdf5_bytes, host, small_collections  # noqa: E402, F401  (fixtures)
 
 S, A, N = 5, 3, 500  # observation and action dimensions, transitions
+UNEVEN = np.array([-2.0, -1.0, 0.0]), np.array([2.0, 1.0, 4.0])  # bounds of actions, neither ±1 nor alike
 SCRIPTS = [room + name for name in ("td3bc", "iql", "cql", "diffusionql", "fql") for room in ("aspc_", "baselines/")]
 SCRIPTS += ["baselines/wpc", "baselines/a2pr", "baselines/rebrac"]
+CQL = {"max_target_backup": True, "clip_diff_min": 1.0}
+VARIANTS = [(script, {}) for script in SCRIPTS] + [  # and with options that change what is read, drawn or kept
+    ("aspc_iql", {"actor_dropout": 0.1}),
+    ("aspc_iql", {"actor_dropout": 0.1, "deterministic": True}),
+    ("baselines/iql", {"actor_dropout": 0.1}),
+    ("baselines/iql", {"actor_dropout": 0.1, "deterministic": True}),
+    ("aspc_cql", CQL),
+    ("baselines/cql", CQL | {"lagrange": True, "target_action_gap": 3.0, "normalize": False}),
+    ("aspc_diffusionql", {"max_q_backup": True}),
+    ("baselines/diffusionql", {"max_q_backup": True}),
+    ("aspc_fql", {"q_agg": "min"}),
+    ("baselines/fql", {"q_agg": "min"}),
+    ("baselines/wpc", {"robust_critic": False}),
+    ("baselines/a2pr", {"official_networks": True}),
+]
+
+
+def each_of(variants: list[tuple[str, dict]]):
+    named = [pytest.param(script, options, id="-".join([script, *options])) for script, options in variants]
+    return pytest.mark.parametrize(("script", "options"), named)
+
+
+each_script = pytest.mark.parametrize("script", SCRIPTS)
+each_variant = each_of(VARIANTS)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,23 +75,37 @@ def load_script(name: str):
     return importlib.import_module(name.removesuffix(".py").replace("/", "."))
 
 
-def random_data(seed: int = 0) -> dict[str, np.ndarray]:
+def random_data(seed: int = 0, low=-1.0, high=1.0) -> dict[str, np.ndarray]:
+    """Transitions whose actions reach from low to high."""
     rng = np.random.default_rng(seed)
-    return {
-        "observations": rng.normal(1.0, 2.0, (N, S)).astype(np.float32),
-        "actions": rng.uniform(-1, 1, (N, A)).astype(np.float32),
-        "next_observations": rng.normal(1.0, 2.0, (N, S)).astype(np.float32),
-        "rewards": rng.normal(0.5, 1.0, N).astype(np.float32),
+    data = {
+        "observations": rng.normal(1.0, 2.0, (N, S)),
+        "actions": (high + low) / 2 + (high - low) / 2 * rng.uniform(-1, 1, (N, A)).astype(np.float32),
+        "next_observations": rng.normal(1.0, 2.0, (N, S)),
+        "rewards": rng.normal(0.5, 1.0, N),
         "terminals": rng.random(N) < 0.05,
-        "next_actions": rng.uniform(-1, 1, (N, A)).astype(np.float32),  # ReBRAC's alone
+        "next_actions": rng.uniform(-1, 1, (N, A)),  # ReBRAC's alone
     }
+    return {name: x if x.dtype == bool else x.astype(np.float32) for name, x in data.items()}
 
 
-def make_agent(script: str, device: str = "cpu", data: list[dict[str, np.ndarray]] | None = None, **arguments):
-    """data: of each task; else of one, random."""
-    module = load_script(script)
-    args = module.Args(**({"batch_size": 32, "total_steps": 1000} | arguments))
-    return module.Agent(args, data or [random_data()], -np.ones(A, np.float32), np.ones(A, np.float32), device)
+def write_dataset(path: Path, observation_dim: int, action_dim: int, bound: float = 1.0, seed: int = 0) -> Path:
+    """A file of 300 rows in D4RL's layout."""
+    rng, rows = np.random.default_rng(seed), 300
+    with h5py.File(path, "w") as file:
+        file["observations"] = rng.normal(size=(rows, observation_dim)).astype(np.float32)
+        file["actions"] = rng.uniform(-bound, bound, (rows, action_dim)).astype(np.float32)
+        file["rewards"] = rng.normal(size=rows).astype(np.float32)
+        file["terminals"] = rng.random(rows) < 0.05
+        file["timeouts"] = np.arange(rows) % 50 == 49
+    return path
+
+
+def make_agent(script: str, device: str = "cpu", data: list[dict[str, np.ndarray]] | None = None, bounds=None, **given):
+    """data: of each task; else of one, random. bounds: of the actions; else ±1."""
+    module, (low, high) = load_script(script), bounds or (-np.ones(A, np.float32), np.ones(A, np.float32))
+    args = module.Args(**({"batch_size": 32, "total_steps": 1000} | given))
+    return module.Agent(args, data or [random_data(0, low, high)], low, high, device)
 
 
 def parts(function, vectors: torch.Tensor) -> list[torch.Tensor]:
@@ -85,6 +127,37 @@ def stop_before_alpha(agent) -> tuple[torch.Tensor, ...]:
         agent.advance()
     del agent.update_alpha
     return tuple(given)
+
+
+def relu_network(tensors: list[torch.Tensor]) -> nn.Sequential:
+    """An ordinary module with these weights and biases: ReLU after each Linear but the last, and after that LayerNorm,
+    with Flax's ε, where its two follow.
+    """
+    layers = []
+    for weight in tensors[::2]:
+        norm = weight.ndim == 1
+        layers += [nn.LayerNorm(len(weight), eps=1e-6)] if norm else [nn.Linear(*weight.T.shape), nn.ReLU()]
+    network = nn.Sequential(*layers[:-1])
+    for p, value in zip(network.parameters(), tensors, strict=True):
+        p.data.copy_(value)
+    return network
+
+
+def assert_same_learner(agent, plain, networks: dict[str, tuple], limit: float = 1e-8) -> None:
+    """Learner 0 holds, within the limit, what its restatement holds: `networks`, (function, vector, the restatement's
+    module or tensors) under each name; both critics and their targets; α where it is learned, which must have moved.
+    """
+    for j in range(2):
+        networks[f"critic {j + 1}"] = agent.q, agent.phi[0, j], plain.q[j]
+        networks[f"target critic {j + 1}"] = agent.q, agent.target_phi[0, j], plain.target_q[j]
+    for name, (function, vector, theirs) in networks.items():
+        theirs = theirs.parameters() if isinstance(theirs, nn.Module) else theirs
+        error = torch.stack([(p - q).abs().max() for p, q in zip(parts(function, vector), theirs, strict=True)]).max()
+        assert error < limit, f"{name} differs by {error}"  # NaN, too
+    if hasattr(agent, "rho"):
+        assert abs(agent.rho.item() - plain.rho.item()) < limit
+        assert abs(agent.ema.item() - plain.ema.item()) < limit
+        assert abs(agent.rho.item() - math.log(math.expm1(agent.args.alpha_init))) > 1e-4
 
 
 def assert_seeds_are_independent(together, alone, least: float = 1e-6, steps: int = 40) -> None:

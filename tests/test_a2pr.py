@@ -1,11 +1,10 @@
 """A2PR against independent restatements: of the official update in plain PyTorch, of the VAE's loss by
-torch.distributions, of what is imitated row by row; and the official settings."""
+torch.distributions, of what is imitated row by row."""
 
 import numpy as np
 import pytest
 import torch
-from conftest import A, S, load_script, make_agent, parts, random_data
-from test_device import NoHost
+from conftest import UNEVEN, A, S, assert_same_learner, make_agent, parts, relu_network
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
@@ -24,16 +23,9 @@ VARIANTS = {
 
 
 def network(function, vector: torch.Tensor, prefix: str = "net.") -> nn.Sequential:
-    """One learner's ReLU network as an ordinary module."""
+    """One learner's network as an ordinary module."""
     named = zip(function.shapes, parts(function, vector), strict=True)
-    tensors = [p for name, p in named if name.startswith(prefix)]
-    layers = []
-    for weight in tensors[::2]:
-        layers += [nn.Linear(*weight.T.shape), nn.ReLU()]
-    module = nn.Sequential(*layers[:-1])
-    for p, value in zip(module.parameters(), tensors, strict=True):
-        p.data.copy_(value)
-    return module
+    return relu_network([p for name, p in named if name.startswith(prefix)])
 
 
 class Restatement:
@@ -120,22 +112,13 @@ def test_equals_the_restatement(float64, variant):
             plain.train(*batch)
         shares = [agent.metrics[f"losses/{name}"].item() for name in ("imitated", "offered")]
         assert shares == pytest.approx(plain.shares[-1], abs=1e-12)
-    vae = [*plain.encoder.parameters(), *plain.decoder.parameters()]
-    pairs = {
-        "actor": (agent.pi, agent.theta[0], plain.actor.parameters()),
-        "target actor": (agent.pi, agent.target_theta[0], plain.target_actor.parameters()),
-        "V": (agent.v, agent.psi[0], plain.v.parameters()),
-        "VAE": (agent.vae, agent.omega[0], vae),
-        "critic 1": (agent.q, agent.phi[0, 0], plain.q[0].parameters()),
-        "critic 2": (agent.q, agent.phi[0, 1], plain.q[1].parameters()),
-        "target critic 1": (agent.q, agent.target_phi[0, 0], plain.target_q[0].parameters()),
-        "target critic 2": (agent.q, agent.target_phi[0, 1], plain.target_q[1].parameters()),
+    networks = {
+        "actor": (agent.pi, agent.theta[0], plain.actor),
+        "target actor": (agent.pi, agent.target_theta[0], plain.target_actor),
+        "V": (agent.v, agent.psi[0], plain.v),
+        "VAE": (agent.vae, agent.omega[0], [*plain.encoder.parameters(), *plain.decoder.parameters()]),
     }
-    errors = {
-        name: max((p - q).abs().max().item() for p, q in zip(parts(function, ours), theirs, strict=True))
-        for name, (function, ours, theirs) in pairs.items()
-    }
-    assert all(error < 1e-8 for error in errors.values()), errors
+    assert_same_learner(agent, plain, networks)
     assert all(0 < np.mean(share) < 1 for share in zip(*plain.shares, strict=True))  # each choice is taken, not always
 
 
@@ -144,9 +127,7 @@ def test_equals_the_restatement(float64, variant):
 
 def test_vae_loss(float64):
     """Against torch.distributions, with bounds other than ±1 and log_std beyond its limits."""
-    module = load_script(SCRIPT)
-    low, high = np.array([-2.0, -1.0, 0.0]), np.array([2.0, 1.0, 4.0])
-    agent = module.Agent(module.Args(batch_size=4, vae_weight=1.5), [random_data()], low, high, "cpu")
+    agent = make_agent(SCRIPT, bounds=UNEVEN, batch_size=4, vae_weight=1.5)
     omega = agent.omega[0].clone()
     encoder_bias = dict(zip(agent.vae.shapes, parts(agent.vae, omega), strict=True))["encoder.4.bias"]  # a view
     bias = torch.zeros(4 * A)
@@ -154,7 +135,8 @@ def test_vae_loss(float64):
     encoder_bias.copy_(bias)
     s, a, noise, advantage = torch.randn(64, S), torch.rand(64, A), torch.randn(64, 2 * A), torch.randn(64)
     decoded, mean, log_std = agent.vae(omega, s, a, noise)
-    assert ((decoded >= torch.tensor(low)) & (decoded <= torch.tensor(high))).all() and decoded[:, 2].mean() > 1.5
+    low, high = map(torch.tensor, UNEVEN)
+    assert ((decoded >= low) & (decoded <= high)).all() and decoded[:, 2].mean() > 1.5
     assert (log_std[:, 0] == -4).all() and (log_std[:, 1:] > -4).all()
     loss, metrics = agent.vae_loss(omega, advantage, s, a, noise)
     rows = [i for i in range(64) if advantage[i] > 0]
@@ -200,9 +182,6 @@ def test_choice_and_mask(float64, monkeypatch, q_offered, q_data, target, imitat
     assert seen == (3.0, float(imitated), float(target == "offered"))
 
 
-# --- Seeds, devices, the saved actor ----------------------------------------------------------------------------------
-
-
 def test_each_noise_is_drawn_afresh():
     agent = make_agent(SCRIPT)
     agent.advance()
@@ -210,44 +189,3 @@ def test_each_noise_is_drawn_afresh():
     assert first.shape == (1, agent.period_steps, 32, 5 * A) and abs(first.std() - 1) < 0.02
     agent.advance()
     assert len(torch.cat([first, agent.noise]).unique()) > 0.99 * 2 * first.numel()
-
-
-def test_official_networks_stay_on_the_device():
-    agent = make_agent(SCRIPT, num_seeds=2, official_networks=True)
-    agent.advance()
-    with NoHost():
-        agent.period()
-
-
-@pytest.mark.parametrize("official_networks", [False, True])
-def test_saved_actor_acts_as_the_learner(official_networks):
-    """`load_policy` builds the policy of the run's size."""
-    agent = make_agent(SCRIPT, num_seeds=2, official_networks=official_networks)
-    agent.advance()
-    saved = load_script(SCRIPT).load_policy(agent.policy(1).state_dict())
-    observations = torch.randn(7, S)
-    states = (observations - agent.buffer.mean[1]) / agent.buffer.std[1]
-    with torch.no_grad():
-        torch.testing.assert_close(saved(observations), agent.pi(agent.theta[1], states), rtol=0, atol=1e-5)
-
-
-# --- The official settings --------------------------------------------------------------------------------------------
-
-
-def test_settings():
-    module = load_script(SCRIPT)
-    names = ("alpha", "mask", "vae_weight", "discount")
-    assert tuple(getattr(module.Args(), name) for name in names) == (2.5, 1.0, 1.0, 0.99)
-    expected = {
-        "halfcheetah-medium-v2": (40.0, 1.0, 1.0, 0.99),
-        "hopper-medium-v2": (2.5, 0.4, 1.0, 0.995),
-        "walker2d-medium-v2": (2.5, 1.0, 1.5, 0.99),
-    }
-    assert module.TUNED.keys() == expected.keys()
-    for env_id, values in expected.items():
-        args = module.tuned(module.Args(env_id=(env_id,), tuned=True, seed=7, alpha=99.0), module.TUNED)
-        assert tuple(getattr(args, name) for name in names) == values and args.seed == 7
-    with pytest.raises(SystemExit, match="no settings for hopper-expert-v2"):
-        module.tuned(module.Args(env_id=("hopper-expert-v2",), tuned=True), module.TUNED)
-    with pytest.raises(SystemExit, match="hopper-medium-v2 and walker2d-medium-v2 want other settings"):
-        module.tuned(module.Args(env_id=("hopper-medium-v2", "walker2d-medium-v2"), tuned=True), module.TUNED)

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 import torch
-from conftest import SCRIPTS, A, S, load_script, make_agent
+from conftest import A, S, each_script, each_variant, load_script, make_agent
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from offline_run import compile_agent, graph_agent, load_state
@@ -17,7 +17,6 @@ HOST = {
     "masked_select": "has a size that the host must wait for",
     "lift_fresh": "makes a tensor of Python numbers (torch.tensor), a copy from the host",
 }
-each_script = pytest.mark.parametrize("script", SCRIPTS)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
@@ -62,16 +61,9 @@ def test_works_on_another_device(monkeypatch, script):
     assert all(tensor.device.type == "cpu" for tensor in policy.state_dict().values())
 
 
-@each_script
-def test_period_stays_on_the_device(script):
-    agent = make_agent(script, num_seeds=2)
-    agent.advance()
-    with NoHost():
-        agent.period()
-
-
-@each_script
-def test_state_stays_in_place(script):
+@each_variant
+@pytest.mark.parametrize("num_seeds", [1, 2])
+def test_period_stays_on_the_device_and_in_place(script, options, num_seeds):
     """A captured graph keeps to the addresses that it saw: no update may replace a tensor of the state or an input."""
 
     def addresses() -> dict:
@@ -82,9 +74,11 @@ def test_state_stays_in_place(script):
                 held |= {f"{prefix}.{name}.{i}": x for i, x in enumerate(tensors) if torch.is_tensor(x)}
         return {name: tensor.data_ptr() for name, tensor in held.items()}
 
-    agent = make_agent(script)
+    agent = make_agent(script, num_seeds=num_seeds, batch_size=4, **options)
     before = addresses()
     agent.advance()
+    with NoHost():
+        agent.period()
     assert {"buffer.table.0", "buffer.indices.0"} < set(before) and before == addresses()
 
 
@@ -94,7 +88,7 @@ def test_nothing_grows(script):
         gc.collect()
         return sum(isinstance(x, torch.Tensor) for x in gc.get_objects())
 
-    agent = make_agent(script)
+    agent = make_agent(script, batch_size=8)
     agent.advance()
     first = live_tensors()
     for _ in range(3):

@@ -1,23 +1,16 @@
 """Diffusion-QL and ASPC on it: every update against an independent restatement (one seed, no vmap, no torch.func, no
 torchopt), the diffusion against closed forms, ASPC's hypergradient against central differences, and how it acts."""
 
-import functools
-import json
 import math
 
-import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import A, N, S, load_script, make_agent, parts, random_data, stop_before_alpha
-from test_device import NoHost
-from test_hypergradient import central_difference, relative
-from test_update import PlainAdam
+from conftest import UNEVEN, A, S, assert_same_learner, load_script, make_agent, stop_before_alpha
+from test_hypergradient import central_difference, grow, relative, set_time, step_on_alpha
+from test_update import PlainAdam, Scale, copies, polyak
 from torch.func import grad, vmap
 from torch.nn import functional as F
-
-import d4rl_gymnasium as d4rl
-from offline_run import episodes, parse
 
 ASPC, BASELINE = "aspc_diffusionql", "baselines/diffusionql"
 T = 5
@@ -34,16 +27,14 @@ def vp_betas():
 # --- The update -------------------------------------------------------------------------------------------------------
 
 
-class Restatement:
+class Restatement(Scale):
     """Diffusion-QL on lists of tensors: 4 of the time's network, then (weight, bias) of each layer."""
 
     def __init__(self, agent, low, high, steps_done):
-        pick = lambda f, vector: [p.clone() for p in parts(f, vector)]  # noqa: E731
-        self.args, self.adaptive = agent.args, hasattr(agent.args, "alpha_init")
+        super().__init__(agent)
         self.half, self.middle = (high - low) / 2, (high + low) / 2
-        self.actor, self.ema_actor = (pick(agent.denoise, x[0]) for x in (agent.theta, agent.target_theta))
-        self.q = [pick(agent.q, agent.phi[0, j]) for j in range(2)]
-        self.target_q = [pick(agent.q, agent.target_phi[0, j]) for j in range(2)]
+        self.actor, self.ema_actor = (copies(agent.denoise, x[0]) for x in (agent.theta, agent.target_theta))
+        self.q, self.target_q = ([copies(agent.q, x[0, j]) for j in range(2)] for x in (agent.phi, agent.target_phi))
         self.adam_actor, self.adam_q = PlainAdam(self.actor), PlainAdam(self.q[0] + self.q[1])
         self.step = self.adam_actor.t = steps_done
         betas = vp_betas()
@@ -53,12 +44,6 @@ class Restatement:
         self.coef_x = (1 - previous) * self.alphas.sqrt() / (1 - self.bars)
         self.variance = betas * (1 - previous) / (1 - self.bars)
         self.clipped = {"critics": [], "actor": []}
-        if self.adaptive:
-            self.rho = torch.tensor(math.log(math.exp(self.args.alpha_init) - 1), requires_grad=True)
-            self.rho_adam = torch.optim.Adam([self.rho], lr=2e-3)
-            decay = 0.01 ** (1 / (self.args.total_steps // 10))
-            self.rho_schedule = torch.optim.lr_scheduler.ExponentialLR(self.rho_adam, decay)
-            self.ema = torch.tensor(0.0)
 
     @staticmethod
     def layers(p, x):
@@ -123,62 +108,36 @@ class Restatement:
         if last:
             q, scale, diffusion = self.policy_terms(new, *noise)
             ema = 0.005 * q + 0.995 * self.ema
-            self.rho_adam.zero_grad()
-            (-alpha.detach() * q / scale + diffusion + (ema - self.ema) ** 2).backward()
-            self.rho_adam.step()
-            self.rho_schedule.step()
-            self.ema = ema.detach()
+            self.descend_rho(-alpha.detach() * q / scale + diffusion + (ema - self.ema) ** 2, ema)
         self.actor = [x.detach() for x in new]
-        with torch.no_grad():
-            if self.step % 5 == 0 and self.step >= 1000:
-                self.ema_actor = [0.995 * t + 0.005 * x for t, x in zip(self.ema_actor, self.actor, strict=True)]
-            for j in range(2):
-                self.target_q[j] = [0.995 * t + 0.005 * x for t, x in zip(self.target_q[j], self.q[j], strict=True)]
+        if self.step % 5 == 0 and self.step >= 1000:
+            self.ema_actor = polyak(self.ema_actor, self.actor)
+        self.target_q = [polyak(target, q) for target, q in zip(self.target_q, self.q, strict=True)]
         self.step += 1
-
-
-def set_time(adam, t):
-    """Let Adam have taken t steps."""
-    for tensor, value in ((adam.t, t), (adam.beta1_t, 0.9**t), (adam.beta2_t, 0.999**t)):
-        tensor.fill_(value)
 
 
 @pytest.mark.parametrize("case", ["official", "max backup, other bounds, much clipped, past step 1000"])
 @both
 def test_equals_an_independent_restatement(float64, script, case):
     """40 gradient steps: all parameters and targets, α and the average of Q."""
-    module, official = load_script(script), case == "official"
+    official = case == "official"
     steps_done, arguments = (0, {}) if official else (980, {"grad_norm": 0.3, "max_q_backup": True})
     if not official and script == BASELINE:
         arguments |= {"eta": 2.0, "actor_lr": 1e-3}
-    low, high = (-np.ones(A), np.ones(A)) if official else (np.array([-2.0, -1.0, 0.0]), np.array([2.0, 1.0, 4.0]))
-    data = random_data()
-    data["actions"] = low + (high - low) * (data["actions"] + 1) / 2
-    agent = module.Agent(module.Args(batch_size=8, total_steps=1000, **arguments), [data], low, high, "cpu")
+    bounds = (-np.ones(A), np.ones(A)) if official else UNEVEN
+    agent = make_agent(script, bounds=bounds, batch_size=8, **arguments)
     set_time(agent.actor_adam, steps_done)
     first_ema = agent.target_theta.clone()
-    plain = Restatement(agent, torch.as_tensor(low), torch.as_tensor(high), steps_done)
+    plain = Restatement(agent, *map(torch.tensor, bounds), steps_done)
     for _ in range(4):
         agent.advance()  # leaves its batch indices and noise behind
         for *inputs, i in zip(*(x[0] for x in (*agent.buffer.batches(), *agent.noise)), strict=True):
             plain.train(*inputs, i.item())
-    pairs = {
+    networks = {
         "actor": (agent.denoise, agent.theta[0], plain.actor),
         "target actor": (agent.denoise, agent.target_theta[0], plain.ema_actor),
-        "critic 1": (agent.q, agent.phi[0, 0], plain.q[0]),
-        "critic 2": (agent.q, agent.phi[0, 1], plain.q[1]),
-        "target critic 1": (agent.q, agent.target_phi[0, 0], plain.target_q[0]),
-        "target critic 2": (agent.q, agent.target_phi[0, 1], plain.target_q[1]),
     }
-    errors = {
-        name: max((p - q).abs().max().item() for p, q in zip(parts(function, ours), theirs, strict=True))
-        for name, (function, ours, theirs) in pairs.items()
-    }
-    if script == ASPC:
-        errors |= {"rho": abs(agent.rho.item() - plain.rho.item()), "ema": abs(agent.ema.item() - plain.ema.item())}
-        assert abs(agent.rho.item() - math.log(math.e - 1)) > 1e-4  # α did move
-    print(errors)
-    assert max(errors.values()) < 1e-9, errors
+    assert_same_learner(agent, plain, networks, limit=1e-9)
     assert (agent.target_theta != first_ema).any() == (not official)
     if not official:  # what was compared did happen
         assert all(any(factors) for factors in plain.clipped.values())
@@ -275,76 +234,35 @@ def test_noise_of_a_period(script):
 # --- ASPC's hypergradient ---------------------------------------------------------------------------------------------
 
 
-@functools.cache  # the tests leave the agent as it was
-def agent_at(updates: int):
-    """Two seeds, their gradients clipped, whose next policy update is their `updates`-th and moves α; the arguments of
-    that. Late moments are those of the twentieth update, grown to what their bias correction takes away at that time.
-    """
+@pytest.mark.parametrize("updates", [3, 20, 2000])
+def test_hypergradient_equals_central_differences(float64, updates):
+    """Of the whole map ρ -> θ̃ -> L_outer, with what stands under a stop-gradient, also the clipping's factor, held at
+    the present ρ."""
     agent = make_agent(ASPC, num_seeds=2, alpha_interval=min(updates, 20), grad_norm=0.3)
-    inputs, adam = stop_before_alpha(agent), agent.actor_adam
-    adam.m *= (1 - 0.9 ** (updates - 1)) / (1 - 0.9**adam.t)
-    adam.v *= (1 - 0.999 ** (updates - 1)) / (1 - 0.999**adam.t)
-    set_time(adam, updates - 1)
+    given = stop_before_alpha(agent)
+    grow(agent.actor_adam, updates - 1)
     agent.ema.fill_(1000.0)  # so that L_Q counts
-    return agent, inputs
-
-
-def outer_of_rho(agent, s, a, noise):
-    """ρ -> L_outer (K,), with what stands under a stop-gradient, the clipping's factor too, held at the present ρ."""
+    s, a, noise = given[-3:]
     alpha = F.softplus(agent.rho)
-    q_term = lambda theta: vmap(agent.q_term)(theta, agent.phi, s, noise)  # noqa: E731
-    inner_gradient = vmap(grad(agent.inner_loss, has_aux=True))
-    gradient = lambda rho: inner_gradient(agent.theta, agent.phi, F.softplus(rho), s, a, noise)[0]  # noqa: E731
+
+    def gradient(rho):
+        return vmap(grad(agent.inner_loss, has_aux=True))(agent.theta, agent.phi, F.softplus(rho), s, a, noise)[0]
+
+    def q_term(theta):
+        return vmap(agent.q_term)(theta, agent.phi, s, noise)
+
     factor = 0.3 / (gradient(agent.rho).norm(dim=1, keepdim=True) + 1e-6)
     assert (factor < 1).all()
-    step = lambda rho: agent.inner_step(factor * gradient(rho))  # noqa: E731
-    _, scale = q_term(step(agent.rho))
+    _, scale = q_term(agent.inner_step(factor * gradient(agent.rho)))
 
     def outer(rho):
-        new_theta = step(rho)
+        new_theta = agent.inner_step(factor * gradient(rho))
         q, _ = q_term(new_theta)
         diffusion = vmap(agent.diffusion_loss)(new_theta, s, a, noise)
         return -alpha * q / scale + diffusion + (0.005 * (q - agent.ema)) ** 2
 
-    return outer
-
-
-@pytest.mark.parametrize("updates", [3, 20, 2000])
-def test_hypergradient_equals_central_differences(float64, updates):
-    agent, inputs = agent_at(updates)
-    outer = outer_of_rho(agent, *inputs[-3:])
-    before = {name: tensor.clone() for name, tensor in agent.tensors().items()}
-    metrics = agent.update_alpha(*inputs)
-    assert (agent.rho != before["rho"]).all()
-    for name, tensor in agent.tensors().items():
-        tensor.copy_(before[name])
-    error = relative(metrics["aspc/alpha_grad"], central_difference(lambda h: outer(agent.rho + h), 1e-2))
-    print(error)
-    assert error < 1e-6
-
-
-# --- Seeds, state, device ---------------------------------------------------------------------------------------------
-
-
-@both
-def test_group_with_max_backup(float64, script):
-    """Seed 1 alone equals seed 1 in a group; state stays where it is; nothing waits for the host."""
-    together = make_agent(script, num_seeds=2, batch_size=8, max_q_backup=True)
-    alone = make_agent(script, seed=1, batch_size=8, max_q_backup=True)
-    before = {name: tensor.data_ptr() for name, tensor in together.tensors().items()}
-    together.advance()
-    alone.advance()
-    assert before == {name: tensor.data_ptr() for name, tensor in together.tensors().items()}
-    ours, theirs = together.tensors(), alone.tensors()
-    for name in ours:
-        if ours[name].ndim:
-            torch.testing.assert_close(ours[name][1], theirs[name][0], rtol=1e-12, atol=1e-12, msg=name)
-            assert not torch.equal(ours[name][0], theirs[name][0]), name
-    policies, s = (together.policy(1), alone.policy(0)), torch.randn(4, S)
-    actions = [policy(s, torch.Generator().manual_seed(1)) for policy in policies]
-    torch.testing.assert_close(*actions, rtol=0, atol=1e-12)
-    with NoHost():
-        together.period()
+    metrics = step_on_alpha(agent, *given)
+    assert relative(metrics["aspc/alpha_grad"], central_difference(lambda h: outer(agent.rho + h), 1e-2)) < 1e-6
 
 
 # --- Acting -----------------------------------------------------------------------------------------------------------
@@ -374,111 +292,3 @@ def test_policy_draws_one_of_fifty_by_softmax_of_the_smaller_target_q(float64, s
     torch.testing.assert_close(probabilities, q.softmax(1), rtol=0, atol=1e-12)
     expected = candidates.view(4, 50, A)[torch.arange(4), [7, 0, 49, 7]]
     torch.testing.assert_close(actions, expected, rtol=0, atol=1e-12)
-
-
-@both
-def test_saved_actor_acts_like_the_agent(float64, script):
-    agent = make_agent(script, num_seeds=2)
-    agent.advance()
-    observations = torch.randn(2, 6, S)
-    for k in range(2):
-        policy = agent.policy(k)
-        saved = policy.state_dict()
-        loaded = load_script(script).load_policy(saved)
-        with torch.no_grad():
-            actions, again = (x(observations[k], torch.Generator().manual_seed(5 + k)) for x in (policy, loaded))
-        assert actions.shape == (6, A) and (abs(actions) <= 1).all()
-        torch.testing.assert_close(again, actions, rtol=0, atol=1e-12)
-        for module, function, vector in (
-            (loaded.actor, agent.denoise, agent.theta[k]),
-            (loaded.critics[0], agent.q, agent.target_phi[k, 0]),
-            (loaded.critics[1], agent.q, agent.target_phi[k, 1]),
-        ):
-            assert all(torch.equal(p, q) for p, q in zip(module.parameters(), parts(function, vector), strict=True))
-    for p in policy.parameters():  # what is saved or sent holds no other learner, and nothing twice
-        assert p.untyped_storage().nbytes() == p.numel() * p.element_size()
-    agent.advance()  # which must not reach what was saved
-    assert torch.equal(saved["actor.net.0.weight"], loaded.actor.net[0].weight)
-    assert not torch.equal(saved["actor.net.0.weight"], parts(agent.denoise, agent.theta[1])[4])
-
-
-@both
-def test_evaluation_repeats_and_leaves_training_alone(script):
-    module = load_script(script)
-    rng = np.random.default_rng(0)
-    data = {key: rng.normal(size=(N, 11)) for key in ("observations", "next_observations")}
-    data |= {"actions": rng.uniform(-1, 1, (N, 3)), "rewards": rng.normal(size=N), "terminals": np.zeros(N, bool)}
-    agent = module.Agent(module.Args(num_seeds=2, batch_size=8), [data], -np.ones(3), np.ones(3), "cpu")
-    agent.advance()
-    policies = [agent.policy(k) for k in range(2)]
-    before = [generator.get_state() for generator in (*agent.generators, torch.default_generator)]
-    first, second = (
-        np.stack([episodes(policy, "hopper-medium-v2", k, 0, 2) for k, policy in enumerate(policies)]) for _ in range(2)
-    )
-    assert (first == second).all() and len(set(first.flatten())) == 4
-    after = [generator.get_state() for generator in (*agent.generators, torch.default_generator)]
-    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
-    assert episodes(policies[1], "hopper-medium-v2", 1, 0, 1) == first[1, 0]  # whatever else is evaluated
-
-
-# --- The baseline's settings ------------------------------------------------------------------------------------------
-
-
-def test_tuned_table():
-    module = load_script(BASELINE)
-    assert set(module.TUNED) <= set(d4rl.TASKS)
-    for env_id, settings in module.TUNED.items():
-        args = module.tuned(module.Args(env_id=(env_id,), tuned=True), module.TUNED)
-        assert {name: getattr(args, name) for name in settings} == settings
-        assert args.grad_norm >= 1 and args.rewards in ("raw", "antmaze", "standardised")
-
-
-def test_tuned_tasks_trained_together_want_the_same():
-    module = load_script(BASELINE)
-    together = "halfcheetah-medium-v2", "hopper-medium-v2"
-    assert module.tuned(module.Args(env_id=together, tuned=True), module.TUNED).grad_norm == 9
-    with pytest.raises(SystemExit, match="halfcheetah-medium-v2 and walker2d-medium-v2 want other settings"):
-        module.tuned(module.Args(env_id=(*together, "walker2d-medium-v2"), tuned=True), module.TUNED)
-    with pytest.raises(SystemExit, match="no settings for hopper-random-v2"):
-        module.tuned(module.Args(env_id=(*together, "hopper-random-v2"), tuned=True), module.TUNED)
-
-
-def test_rewards():
-    module = load_script(BASELINE)
-    rewards = np.random.default_rng(0).normal(3, 2, 1000).astype(np.float32)
-    assert (module.changed_rewards(rewards, "raw") == rewards).all()
-    assert module.changed_rewards(np.array([0, 1], np.float32), "antmaze").tolist() == [-2, 2]
-    standardised = module.changed_rewards(rewards, "standardised")
-    expected = torch.as_tensor(rewards)
-    torch.testing.assert_close(torch.as_tensor(standardised).float(), (expected - expected.mean()) / expected.std())
-    with pytest.raises(SystemExit, match="--rewards"):
-        module.changed_rewards(np.ones(3, np.float32), "standardised")
-
-
-def test_tuned_run_trains_on_what_it_records(tmp_path, monkeypatch, capsys):
-    module, rng, rows, agents = load_script(BASELINE), np.random.default_rng(0), 300, []
-    rewards = rng.normal(size=rows).astype(np.float32)
-    with h5py.File(tmp_path / "rows.hdf5", "w") as file:
-        file["observations"] = rng.normal(size=(rows, 45)).astype(np.float32)
-        file["actions"] = rng.uniform(-1, 1, (rows, 24)).astype(np.float32)
-        file["rewards"], file["terminals"] = rewards, rng.random(rows) < 0.05
-        file["timeouts"] = np.arange(rows) % 50 == 49
-
-    class Agent(module.Agent):
-        def __init__(self, args, data, *rest):
-            agents.append((args, data[0]["rewards"]))
-            super().__init__(args, data, *rest)
-
-    monkeypatch.setattr(module, "Agent", Agent)
-    arguments = "--env-id pen-human-v1 --tuned --rewards antmaze --device cpu --total-steps 10 --batch-size 8".split()
-    arguments += "--eval-episodes 1 --final-eval-episodes 1 --eval-workers 0 --max-episode-steps 2".split()
-    arguments += ["--dataset-path", str(tmp_path / "rows.hdf5"), "--runs-dir", str(tmp_path / "runs")]
-    module.main(parse(module.Args, module.__doc__, arguments))
-    assert "grad_norm 7.0" in capsys.readouterr().out
-    (run,) = (tmp_path / "runs").iterdir()
-    recorded = json.loads((run / "config.json").read_text())["args"]
-    ((args, trained_on),) = agents
-    for name, value in (module.OFFICIAL | module.TUNED["pen-human-v1"] | {"tuned": True}).items():
-        assert recorded[name] == getattr(args, name) == value
-    assert args.rewards == "standardised"
-    assert abs(trained_on.mean()) < 1e-6 and trained_on.std(ddof=1) == pytest.approx(1)

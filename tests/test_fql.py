@@ -1,34 +1,17 @@
 """FQL and ASPC on it: every update against an independent restatement (one seed, no vmap, no torch.func, no torchopt),
 flow matching and Euler's method against a flow with a known solution, ASPC's hypergradient by central differences."""
 
-import functools
-import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from conftest import (
-    A,
-    N,
-    S,
-    assert_seeds_are_independent,
-    load_script,
-    make_agent,
-    parts,
-    random_data,
-    stop_before_alpha,
-)
-from test_hypergradient import central_difference, relative
-from test_scripts import command, write_dataset
-from test_update import PlainAdam
+from conftest import UNEVEN, A, assert_same_learner, load_script, make_agent, parts, random_data, stop_before_alpha
+from test_hypergradient import central_difference, grow, relative, step_on_alpha
+from test_update import PlainAdam, Scale, copies, polyak
 from torch import nn
 from torch.func import grad, vmap
 from torch.nn import functional as F
-
-import d4rl_gymnasium as d4rl
-from benchmark.scripts import flags
-from offline_run.evaluation import episodes
 
 ASPC, BASELINE = "aspc_fql", "baselines/fql"
 
@@ -38,28 +21,20 @@ both = pytest.mark.parametrize("script", [ASPC, BASELINE])
 # --- The update -------------------------------------------------------------------------------------------------------
 
 
-class Restatement:
+class Restatement(Scale):
     """FQL on lists of tensors: (weight, bias) of each layer, in critics LayerNorm's two after each but the last.
 
     The official code's joint step: one gradient of the sum of all losses, all taken at the parameters before the step.
     """
 
     def __init__(self, agent, low, high):
-        pick = lambda f, vectors: [p.clone() for p in parts(f, vectors)]  # noqa: E731
-        self.args, self.adaptive = agent.args, hasattr(agent.args, "alpha_init")
+        super().__init__(agent)
         self.half, self.middle = (high - low) / 2, (high + low) / 2
-        self.student, self.teacher = pick(agent.mu, agent.theta[0]), pick(agent.v, agent.psi[0])
-        self.q = [pick(agent.q, agent.phi[0, j]) for j in range(2)]
-        self.target_q = [pick(agent.q, agent.target_phi[0, j]) for j in range(2)]
+        self.student, self.teacher = copies(agent.mu, agent.theta[0]), copies(agent.v, agent.psi[0])
+        self.q, self.target_q = ([copies(agent.q, x[0, j]) for j in range(2)] for x in (agent.phi, agent.target_phi))
         self.adam_student = PlainAdam(self.student)
         self.adam = PlainAdam(self.teacher + self.q[0] + self.q[1])
         self.step = 0
-        if self.adaptive:
-            self.rho = torch.tensor(math.log(math.exp(self.args.alpha_init) - 1), requires_grad=True)
-            self.rho_adam = torch.optim.Adam([self.rho], lr=2e-3)
-            decay = 0.01 ** (1 / (self.args.total_steps // 10))
-            self.rho_schedule = torch.optim.lr_scheduler.ExponentialLR(self.rho_adam, decay)
-            self.ema = torch.tensor(0.0)
 
     @staticmethod
     def gelu(x):
@@ -120,16 +95,11 @@ class Restatement:
         if last:
             q, scale, distillation = self.policy_terms(new_student, s, z, imitated)
             ema = 0.005 * q + 0.995 * self.ema
-            self.rho_adam.zero_grad()
             alpha = F.softplus(self.rho).detach()
-            (-alpha * q / scale + distillation + (ema - self.ema) ** 2).backward()
-            self.rho_adam.step()
-            self.rho_schedule.step()
-            self.ema = ema.detach()
+            self.descend_rho(-alpha * q / scale + distillation + (ema - self.ema) ** 2, ema)
 
-        for j in range(2):  # the critics before their step, as the official code has it
-            pairs = zip(self.target_q[j], self.q[j], strict=True)
-            self.target_q[j] = [0.995 * t + 0.005 * x.detach() for t, x in pairs]
+        # The critics before their step, as the official code has it
+        self.target_q = [polyak(target, q) for target, q in zip(self.target_q, self.q, strict=True)]
         new = [x.detach() for x in self.adam.propose(others, gradients, 3e-4)]
         k, m = len(teacher), len(q1)
         self.teacher, self.q = new[:k], [new[k : k + m], new[k + m :]]
@@ -141,36 +111,22 @@ class Restatement:
 @both
 def test_equals_an_independent_restatement(float64, script, case):
     """40 gradient steps (of other settings 20): all parameters and targets, α and the average of Q."""
-    module, official = load_script(script), case == "official"
+    official = case == "official"
     arguments = {} if official else {"discount": 0.9, "q_agg": "min"}
     if not official and script == BASELINE:
         arguments |= {"alpha": 0.5, "normalize_q_loss": True}
-    low, high = (-np.ones(A), np.ones(A)) if official else (np.array([-2.0, -1.0, 0.0]), np.array([2.0, 1.0, 4.0]))
-    data = random_data()
-    data["actions"] = low + (high - low) * (data["actions"] + 1) / 2
-    agent = module.Agent(module.Args(batch_size=8, total_steps=1000, **arguments), [data], low, high, "cpu")
-    plain = Restatement(agent, torch.as_tensor(low), torch.as_tensor(high))
+    bounds = (-np.ones(A), np.ones(A)) if official else UNEVEN
+    agent = make_agent(script, bounds=bounds, batch_size=8, **arguments)
+    plain = Restatement(agent, *map(torch.tensor, bounds))
     for _ in range(4 if official else 2):
         agent.advance()  # leaves its batch indices and noise behind
         for step in zip(*(x[0] for x in (*agent.buffer.batches(), *agent.normal, agent.uniform)), strict=True):
             plain.train(*step)
-    pairs = {
+    networks = {
         "student": (agent.mu, agent.theta[0], plain.student),
         "teacher": (agent.v, agent.psi[0], plain.teacher),
-        "critic 1": (agent.q, agent.phi[0, 0], plain.q[0]),
-        "critic 2": (agent.q, agent.phi[0, 1], plain.q[1]),
-        "target critic 1": (agent.q, agent.target_phi[0, 0], plain.target_q[0]),
-        "target critic 2": (agent.q, agent.target_phi[0, 1], plain.target_q[1]),
     }
-    errors = {
-        name: max((p - q).abs().max().item() for p, q in zip(parts(function, ours), theirs, strict=True))
-        for name, (function, ours, theirs) in pairs.items()
-    }
-    if script == ASPC:
-        errors |= {"rho": abs(agent.rho.item() - plain.rho.item()), "ema": abs(agent.ema.item() - plain.ema.item())}
-        assert abs(agent.rho.item() - math.log(math.exp(2.5) - 1)) > 1e-4  # α did move
-    print(errors)
-    assert max(errors.values()) < 1e-8, errors
+    assert_same_learner(agent, plain, networks)
 
 
 @both
@@ -308,27 +264,13 @@ def test_noise_of_a_period(script):
 # --- ASPC's hypergradient ---------------------------------------------------------------------------------------------
 
 
-@functools.cache  # the tests leave the agent as it was
-def agent_at(updates: int):
-    """Two seeds whose next policy update is their `updates`-th and moves α; states, noise and what is imitated.
-
-    Late moments are those of the twentieth update, grown to what their bias correction takes away at that time.
-    """
-    agent = make_agent(ASPC, num_seeds=2, batch_size=16, alpha_interval=min(updates, 20))
-    _, _, *inputs = stop_before_alpha(agent)
-    adam = agent.actor_adam
-    for moment, power, beta in ((adam.m, adam.beta1_t, 0.9), (adam.v, adam.beta2_t, 0.999)):
-        moment *= (1 - beta ** (updates - 1)) / (1 - power)
-        power.fill_(beta ** (updates - 1))
-    adam.t.fill_(updates - 1)
-    agent.ema.fill_(1000.0)  # so that L_Q counts
-    return agent, *inputs
-
-
 @pytest.mark.parametrize("updates", [3, 20, 2000])
 def test_hypergradient_equals_central_differences(float64, updates):
     """Of the whole map ρ -> θ̃ -> L_outer, with what stands under a stop-gradient held at the present ρ."""
-    agent, s, z, imitated = agent_at(updates)
+    agent = make_agent(ASPC, num_seeds=2, batch_size=16, alpha_interval=min(updates, 20))
+    _, _, s, z, imitated = stop_before_alpha(agent)
+    grow(agent.actor_adam, updates - 1)
+    agent.ema.fill_(1000.0)  # so that L_Q counts
     alpha = F.softplus(agent.rho)
 
     def inner_gradient(alpha):
@@ -345,117 +287,5 @@ def test_hypergradient_equals_central_differences(float64, updates):
         q, distillation = terms(rho)
         return -alpha * q.mean(1) / scale + distillation + (0.005 * (q.mean(1) - agent.ema)) ** 2
 
-    before = {name: tensor.clone() for name, tensor in agent.tensors().items()}
-    metrics = agent.update_alpha(inner_gradient(alpha), alpha, s, z, imitated)
-    assert (agent.rho != before["rho"]).all()
-    for name, tensor in agent.tensors().items():
-        tensor.copy_(before[name])
-    error = relative(metrics["aspc/alpha_grad"], central_difference(lambda h: outer(agent.rho + h), 1e-2))
-    print(error)
-    assert error < 1e-5
-
-
-# --- Seeds, acting ----------------------------------------------------------------------------------------------------
-
-
-@both
-def test_seeds_in_a_group_equal_seeds_alone(float64, script):
-    together = make_agent(script, num_seeds=3, batch_size=8, q_agg="min")
-    alone = make_agent(script, seed=1, batch_size=8, q_agg="min")
-    assert_seeds_are_independent(together, alone, steps=20)  # networks of 4 x 512 take their time
-    observations = torch.as_tensor(np.random.default_rng(0).normal(size=(4, S)))
-    in_group, by_itself = (
-        policy(observations, torch.Generator().manual_seed(1)) for policy in (together.policy(1), alone.policy(0))
-    )
-    torch.testing.assert_close(in_group, by_itself, rtol=0, atol=1e-10)
-
-
-@both
-def test_saved_policy_acts_like_the_agent(float64, script):
-    """On bounds that are neither symmetric nor alike; noise is the generator's."""
-    low, high = np.array([-2.0, -1.0, 0.0]), np.array([2.0, 1.0, 4.0])
-    module = load_script(script)
-    agent = module.Agent(module.Args(batch_size=8, num_seeds=2), [random_data()], low, high, "cpu")
-    agent.advance()
-    observations = torch.as_tensor(np.random.default_rng(0).normal(size=(6, S)))
-    global_state = torch.get_rng_state()
-    saved = [{name: tensor.clone() for name, tensor in agent.policy(k).state_dict().items()} for k in range(2)]
-    assert torch.equal(torch.get_rng_state(), global_state)
-    for k in range(2):
-        policy = module.load_policy(saved[k])
-        actions = policy(observations, torch.Generator().manual_seed(5 + k))
-        z = torch.randn(6, A, generator=torch.Generator().manual_seed(5 + k))
-        x = agent.mu(agent.theta[k], observations, z)
-        expected = torch.as_tensor((high + low) / 2) + torch.as_tensor((high - low) / 2) * x.clamp(-1, 1)
-        torch.testing.assert_close(actions, expected, rtol=0, atol=1e-12)
-        again = policy(observations, torch.Generator().manual_seed(7))
-        assert (actions != again).any(1).all()
-    policies = [agent.policy(k) for k in range(2)]
-    agent.advance()  # which must not reach what was handed out
-    for k in range(2):
-        assert all(torch.equal(tensor, saved[k][name]) for name, tensor in policies[k].state_dict().items())
-        assert not torch.equal(agent.policy(k).actor.net[0].weight, policies[k].actor.net[0].weight)
-
-
-@both
-def test_evaluation_repeats_and_leaves_training_alone(script):
-    module = load_script(script)
-    rng = np.random.default_rng(0)
-    data = {key: rng.normal(size=(N, 11)) for key in ("observations", "next_observations")}
-    data |= {"actions": rng.uniform(-1, 1, (N, 3)), "rewards": rng.normal(size=N), "terminals": np.zeros(N, bool)}
-    agent = module.Agent(module.Args(num_seeds=2, batch_size=8), [data], -np.ones(3), np.ones(3), "cpu")
-    agent.advance()
-    before = [generator.get_state() for generator in (*agent.generators, torch.default_generator)]
-    first, second = (
-        np.stack([episodes(agent.policy(k), "hopper-medium-v2", k, 0, 2) for k in range(2)]) for _ in range(2)
-    )
-    assert (first == second).all() and len(set(first.flatten())) == 4
-    after = [generator.get_state() for generator in (*agent.generators, torch.default_generator)]
-    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
-
-
-# --- The official settings --------------------------------------------------------------------------------------------
-
-
-@both
-def test_tuned_table(script):
-    module = load_script(script)
-    assert set(module.TUNED) <= set(d4rl.ALL_TASKS) and set(d4rl.OGBENCH_TASKS) <= set(module.TUNED)
-    for env_id in module.TUNED:
-        args = module.tuned(module.Args(env_id=(env_id,), tuned=True), module.TUNED)
-        assert args.discount == (0.995 if "giant" in env_id else 0.99)
-        mean = env_id in d4rl.TASKS and env_id.startswith("antmaze")
-        assert (args.q_agg, args.reward_shift) == (("mean", -1.0) if mean else ("min", 0.0))
-        if script == BASELINE:
-            hand = env_id.endswith("-v1")
-            assert args.alpha >= 3e3 if hand else args.alpha == (3 if "large" in env_id and mean else 10)
-    if script == BASELINE:
-        assert set(module.ALPHAS) <= set(module.TUNED)
-
-
-@both
-def test_tuned_of_several_tasks(script):
-    """They train together where their settings are the same."""
-    module = load_script(script)
-    play, diverse, large = (f"antmaze-{maze}-v2" for maze in ("medium-play", "medium-diverse", "large-play"))
-    args = module.tuned(module.Args(env_id=(play, diverse), tuned=True), module.TUNED)
-    assert (args.env_id, args.reward_shift) == ((play, diverse), -1.0)
-    hand = ("pen-human-v1", "pen-expert-v1") if script == ASPC else ("pen-human-v1", "pen-cloned-v1")
-    assert module.tuned(module.Args(env_id=hand, tuned=True), module.TUNED).q_agg == "min"
-    other = "pen-expert-v1" if script == BASELINE else large
-    with pytest.raises(SystemExit, match="want other settings; train them in runs of their own"):
-        module.tuned(module.Args(env_id=("pen-human-v1", other), tuned=True), module.TUNED)
-    with pytest.raises(SystemExit, match="no settings for hopper-medium-v2"):
-        module.tuned(module.Args(env_id=(play, "hopper-medium-v2"), tuned=True), module.TUNED)
-
-
-def test_tuned_run_is_recorded(tmp_path, monkeypatch, capsys):
-    dataset = write_dataset(tmp_path / "rows.hdf5", 45, 24)
-    given = {"env_id": "pen-human-v1", "dataset_path": dataset, "runs_dir": tmp_path / "runs",
-             "device": "cpu", "total_steps": 10, "batch_size": 8, "eval_episodes": 1, "final_eval_episodes": 1,
-             "tuned": True}  # fmt: skip
-    assert command(monkeypatch, BASELINE, *flags(given)) is None
-    assert "alpha 10000.0" in capsys.readouterr().out
-    (run,) = (tmp_path / "runs").iterdir()
-    recorded = json.loads((run / "config.json").read_text())["args"]
-    assert (recorded["tuned"], recorded["alpha"], recorded["q_agg"]) == (True, 1e4, "min")
+    metrics = step_on_alpha(agent, inner_gradient(alpha), alpha, s, z, imitated)
+    assert relative(metrics["aspc/alpha_grad"], central_difference(lambda h: outer(agent.rho + h), 1e-2)) < 1e-5

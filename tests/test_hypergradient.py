@@ -25,12 +25,8 @@ def agent_at(updates: int, dead: bool = False):
 
 def hypergradient(agent, batch):
     """∂L_outer/∂ρ as update_alpha takes it, (K,); the agent stays as it was."""
-    before = {name: tensor.clone() for name, tensor in agent.tensors().items()}
     alpha = F.softplus(agent.rho)
-    metrics = agent.update_alpha(inner_gradient(agent, alpha, batch), alpha, *batch)
-    for name, tensor in agent.tensors().items():
-        tensor.copy_(before[name])
-    return metrics["aspc/alpha_grad"]
+    return step_on_alpha(agent, inner_gradient(agent, alpha, batch), alpha, *batch)["aspc/alpha_grad"]
 
 
 def inner_gradient(agent, alpha, batch):
@@ -82,6 +78,29 @@ def central_difference(f, step):
     """f'(0) by Richardson extrapolation of two central differences: the error falls as step^4."""
     wide, narrow = ((f(h) - f(-h)) / (2 * h) for h in (step, step / 2))
     return (4 * narrow - wide) / 3
+
+
+def step_on_alpha(agent, *given) -> dict[str, torch.Tensor]:
+    """The metrics of `update_alpha`, which moves α; the agent stays as it was."""
+    before = {name: tensor.clone() for name, tensor in agent.tensors().items()}
+    metrics = agent.update_alpha(*given)
+    assert (agent.rho != before["rho"]).all()
+    for name, tensor in agent.tensors().items():
+        tensor.copy_(before[name])
+    return metrics
+
+
+def set_time(adam, t):
+    """Let Adam have taken t steps."""
+    for tensor, value in ((adam.t, t), (adam.beta1_t, 0.9**t), (adam.beta2_t, 0.999**t)):
+        tensor.fill_(value)
+
+
+def grow(adam, t):
+    """The same, with the moments grown to what their bias correction takes away at that time."""
+    adam.m *= (1 - 0.9**t) / (1 - adam.beta1_t)
+    adam.v *= (1 - 0.999**t) / (1 - adam.beta2_t)
+    set_time(adam, t)
 
 
 @pytest.mark.parametrize("updates", [20, 400])

@@ -18,12 +18,27 @@ from dataclasses import fields
 from pathlib import Path
 
 import gymnasium
-import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SCRIPTS, A, S, assert_seeds_are_independent, load_script, make_agent, random_data
-from toy_runs import assert_same_runs, checkpoint_of, events_of, rows_of
+from conftest import (
+    ROOT,
+    SCRIPTS,
+    UNEVEN,
+    VARIANTS,
+    A,
+    N,
+    S,
+    assert_seeds_are_independent,
+    each_of,
+    each_script,
+    load_script,
+    make_agent,
+    parts,
+    random_data,
+    write_dataset,
+)
+from toy_runs import assert_same_runs, checkpoint_of, config_of, events_of, result_of, rows_of, send
 
 import d4rl_gymnasium as d4rl
 import offline_run
@@ -40,8 +55,8 @@ OWN = RUN | {"env_id": ("Pendulum-v1",), "num_seeds": 1, "total_steps": 40}
 SHORT = RUN | {"num_seeds": 1, "total_steps": 60, "eval_interval": 20, "checkpoint_interval": 20}
 
 PAIR = SCRIPTS[:2]
+STOCHASTIC = ["aspc_diffusionql", "baselines/diffusionql", "aspc_fql", "baselines/fql"]  # policies
 WHOLE = SCRIPTS[:5]  # whose whole runs are looked at; of the others their agents, and one run of each (copied alone)
-each_script = pytest.mark.parametrize("script", SCRIPTS)
 each_whole = pytest.mark.parametrize("script", WHOLE)
 each_other = pytest.mark.parametrize("script", SCRIPTS[5:])
 each_of_pair = pytest.mark.parametrize("script", PAIR)
@@ -50,29 +65,9 @@ each_of_pair = pytest.mark.parametrize("script", PAIR)
 # --- Helpers ----------------------------------------------------------------------------------------------------------
 
 
-def write_dataset(path: Path, observation_dim: int, action_dim: int, bound: float = 1.0, seed: int = 0) -> Path:
-    rng, rows = np.random.default_rng(seed), 300
-    with h5py.File(path, "w") as file:
-        file["observations"] = rng.normal(size=(rows, observation_dim)).astype(np.float32)
-        file["actions"] = rng.uniform(-bound, bound, (rows, action_dim)).astype(np.float32)
-        file["rewards"] = rng.normal(size=rows).astype(np.float32)
-        file["terminals"] = rng.random(rows) < 0.05
-        file["timeouts"] = np.arange(rows) % 50 == 49
-    return path
-
-
 @pytest.fixture(scope="module")
 def hopper(tmp_path_factory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data") / "rows.hdf5", 11, 3)
-
-
-@pytest.fixture(autouse=True)
-def signal_handlers():
-    """Put back the handlers that a run which ended by an exception leaves installed."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def fitting(script: str, arguments: dict) -> dict:
@@ -81,10 +76,10 @@ def fitting(script: str, arguments: dict) -> dict:
     return {name: value for name, value in arguments.items() if name in names}
 
 
-def train(script: str, dataset: Path, runs: Path, arguments: dict) -> list[Path]:
+def train(script: str, dataset: Path | None, runs: Path, arguments: dict) -> list[Path]:
     """The directories of the finished run, one a seed."""
-    module = load_script(script)
-    module.main(module.Args(dataset_path=str(dataset), runs_dir=str(runs), **fitting(script, arguments)))
+    module, path = load_script(script), str(dataset) if dataset else None
+    module.main(module.Args(dataset_path=path, runs_dir=str(runs), **fitting(script, arguments)))
     return sorted(runs.iterdir())
 
 
@@ -142,87 +137,66 @@ def test_size(script):
 # --- Files of a run ---------------------------------------------------------------------------------------------------
 
 
-def test_files_of_a_run(finished, hopper):
-    script = Path(finished.script).name
-    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    head = (shutil.which("git") and subprocess.run(git, capture_output=True, text=True).stdout.strip()) or None
-    for seed, run in enumerate(finished.runs):
-        assert re.fullmatch(rf"hopper-medium-v2__{script}__{seed}__\d{{8}}-\d{{6}}-\d+", run.name)
-        names = {path.name for path in run.iterdir() if not path.name.startswith("events.out.tfevents.")}
-        expected = {"config.json", "metrics.csv", "actor.pt", "result.json"}
-        assert names == (expected | {"checkpoint.pt"} if seed == 0 else expected)  # and nothing half-written
+def glossary(script: str) -> set[str]:
+    """The tags in the tables of the script's page."""
+    page = (ROOT / "docs" / f"{Path(script).name}.md").read_text()
+    table = "\n".join(line for line in page.splitlines() if line.startswith("|"))
+    return set(re.findall(rf"`({TAG})`", table))
 
-        config = json.loads((run / "config.json").read_text())
+
+def test_files_of_a_run(finished, hopper):
+    """What they have from the script and its data; test_offline_run.py looks at all that is in them."""
+    module, name = load_script(finished.script), Path(finished.script).name
+    sha256 = hashlib.sha256(hopper.read_bytes()).hexdigest()
+    for seed, run in enumerate(finished.runs):
+        assert run.name.startswith(f"hopper-medium-v2__{name}__{seed}__")
+        config = config_of(run)
         given = fitting(finished.script, RUN) | {"seed": 0, "dataset_path": str(hopper), "env_id": ["hopper-medium-v2"]}
         assert {name: config["args"][name] for name in given} == given
-        assert config["args"].keys() == load_script(finished.script).Args.__dataclass_fields__.keys()
-        assert (config["script"], config["seed"], config["device"]) == (script, seed, "cpu")
-        assert config["group"] == [path.name for path in finished.runs]
-        sha256 = hashlib.sha256(hopper.read_bytes()).hexdigest()
+        assert config["args"].keys() == module.Args.__dataclass_fields__.keys()
         facts = {"path": str(hopper), "sha256": sha256, "source": "given: rows.hdf5", "stand_in": False}
         assert config["dataset"] == facts
-        assert config["versions"]["torch"] == torch.__version__
-        assert config["versions"].keys() >= {"python", "numpy", "gymnasium", "mujoco"}
-        assert config["commit"] == head
+        assert config["versions"].keys() >= {"mujoco"}
+        assert all(np.isfinite(float(value)) for row in rows_of(run) for value in row.values())
+        assert {column for column in rows_of(run)[0] if "/" in column} == glossary(finished.script)
 
-        rows = rows_of(run)
-        assert [row["step"] for row in rows] == ["60", "120", "180", "200"]
-        assert rows[0].keys() >= {"seconds", "charts/SPS", "charts/episodic_return", "episodic_return_std"}
-        assert all(np.isfinite(float(value)) for row in rows for value in row.values())
-
-        result = json.loads((run / "result.json").read_text())
-        assert (result["env_id"], result["script"], result["seed"]) == ("hopper-medium-v2", script, seed)
+        result = result_of(run)
+        assert [result[key] for key in ("env_id", "script", "seed")] == ["hopper-medium-v2", name, seed]
         assert (result["steps"], result["dataset"], len(result["final_returns"])) == (200, "given: rows.hdf5", 2)
         score = 100 * d4rl.get_normalized_score("hopper-medium-v2", np.mean(result["final_returns"]))
         assert result["final_score"] == pytest.approx(score)
-        as_text = [{name: str(value) for name, value in result[which].items()} for which in ("last", "best")]
-        assert as_text == [rows[-1], max(rows, key=lambda row: float(row["charts/episodic_return"]))]
-        assert result["seconds"] == result["last"]["seconds"] > 0
-
-        policy = load_script(finished.script).load_policy(torch.load(run / "actor.pt", weights_only=True))
+        policy = module.load_policy(torch.load(run / "actor.pt", weights_only=True))
         vector = torch.nn.utils.parameters_to_vector(policy.actor.parameters())
         assert any(torch.equal(vector, t[seed]) for t in checkpoint_of(finished.runs[0])["tensors"].values() if t.ndim)
 
 
-def test_tags_are_those_of_the_glossary(finished):
-    page = (ROOT / "docs" / f"{Path(finished.script).name}.md").read_text()
-    table = "\n".join(line for line in page.splitlines() if line.startswith("|"))
-    listed = set(re.findall(rf"`({TAG})`", table))
-    for run in finished.runs:
-        events = events_of(run)
-        assert listed == set(events)
-        assert {column for column in rows_of(run)[0] if "/" in column} == listed
-        assert [event.step for event in events["charts/episodic_return"]] == [60, 120, 180, 200]
+@each_script
+def test_metrics_are_those_of_the_glossary(script):
+    agent = make_agent(script, batch_size=4)
+    agent.advance()
+    assert glossary(script) == {"charts/SPS", "charts/episodic_return", "charts/normalized_score", *agent.metrics}
 
 
 # --- Interruptions ----------------------------------------------------------------------------------------------------
 
 
-def test_resumed_run_equals_an_uninterrupted_one(finished, hopper, tmp_path, monkeypatch, capsys):
-    """Ctrl-C after 100 of 200 steps."""
+def stopped_at(steps: int, script: str, monkeypatch, train) -> None:
+    """`train()`, which Ctrl-C ends after so many steps."""
     with monkeypatch.context() as patch:
-        after_steps(patch, finished.script, 100, lambda agent: os.kill(os.getpid(), signal.SIGINT))
+        after_steps(patch, script, steps, lambda agent: send())
         with pytest.raises(SystemExit) as stop:
-            train(finished.script, hopper, tmp_path, RUN)
-    runs = sorted(tmp_path.iterdir())
+            train()
     assert stop.value.code == 128 + signal.SIGINT
-    assert f"--resume {runs[0]}" in capsys.readouterr().out
+
+
+def test_resumed_run_equals_an_uninterrupted_one(finished, hopper, tmp_path, monkeypatch):
+    """Ctrl-C after 100 of 200 steps."""
+    stopped_at(100, finished.script, monkeypatch, lambda: train(finished.script, hopper, tmp_path, RUN))
+    runs = sorted(tmp_path.iterdir())
     assert checkpoint_of(runs[0])["step"] == 100 and not (runs[0] / "result.json").exists()
     torch.manual_seed(12345)  # a fresh process would not have the old one's global generators
     resume(finished.script, runs[1])  # any directory of the group names it
     assert_same_runs(runs, finished.runs)
-    for run in runs:
-        (resumption,) = json.loads((run / "config.json").read_text())["resumed"]
-        assert resumption["step"] == 100 and resumption["versions"]["torch"] == torch.__version__
-
-
-@each_other
-def test_metrics_are_those_of_the_glossary(script):
-    page = (ROOT / "docs" / f"{Path(script).name}.md").read_text()
-    table = "\n".join(line for line in page.splitlines() if line.startswith("|"))
-    agent = make_agent(script, batch_size=4)
-    agent.advance()
-    assert {tag for tag in re.findall(rf"`({TAG})`", table) if not tag.startswith("charts/")} == set(agent.metrics)
 
 
 @each_other
@@ -240,16 +214,16 @@ def test_agent_continues_from_its_tensors_and_generators(script):
     assert not all(torch.equal(tensor, tensors[name]) for name, tensor in other.items())
 
 
-def alone(tmp_path: Path, scripts: list[str]) -> tuple[Path, dict]:
-    """The files in an empty directory, with no other part of this repository than the installed packages; the directory
-    and how a subprocess runs there.
+def alone(tmp_path: Path) -> tuple[Path, dict]:
+    """The scripts in an empty directory, with no other part of this repository than the installed packages; the
+    directory and how a subprocess runs there.
     """
     packages, project = tmp_path / "packages", tmp_path / "project"
     packages.mkdir()
     project.mkdir()
     for package in ("d4rl_gymnasium", "offline_run"):
         shutil.copytree(ROOT / package, packages / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for script in scripts:
+    for script in SCRIPTS:
         shutil.copy(ROOT / f"{script}.py", project)
     environment = os.environ | {"PYTHONPATH": str(packages), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     environment["GIT_CEILING_DIRECTORIES"] = str(tmp_path)
@@ -259,7 +233,7 @@ def alone(tmp_path: Path, scripts: list[str]) -> tuple[Path, dict]:
 
 def test_copied_alone(hopper, tmp_path):
     """Every script in one process, one after the other."""
-    project, options = alone(tmp_path, SCRIPTS)
+    project, options = alone(tmp_path)
     given = SHORT | {"total_steps": 20, "dataset_path": str(hopper)}
     lines = [[f"{Path(script).name}.py", *flags(fitting(script, given))] for script in SCRIPTS]
     (project / "lines.json").write_text(json.dumps(lines))
@@ -274,32 +248,28 @@ def test_copied_alone(hopper, tmp_path):
 
 
 def test_copied_alone_stopped_and_continued(hopper, tmp_path):
-    script, number = PAIR[0], signal.SIGTERM
-    project, options = alone(tmp_path, [script])
-    plain_critic = " ".join(flags(fitting(script, {"robust_critic": False, "critic_layers": 1})))
-    arguments = (
-        f"{Path(script).name}.py --env-id hopper-medium-v2 --dataset-path {hopper} --total-steps 300 --batch-size 8 "
-        f"--device cpu --eval-interval 20 --eval-episodes 1 --final-eval-episodes 2 {plain_critic}"
-    )
-    process = subprocess.Popen([sys.executable, *shlex.split(arguments)], **options)
+    """With a process that evaluates beside it."""
+    script, (project, options) = PAIR[0], alone(tmp_path)
+    given = SHORT | {"total_steps": 300, "checkpoint_interval": 300, "eval_workers": 1, "dataset_path": str(hopper)}
+    line = [sys.executable, f"{script}.py", *flags(fitting(script, given))]
+    process = subprocess.Popen(line, **options)
     try:
         while process.poll() is None and not list(project.glob("runs/*/metrics.csv")):
             time.sleep(0.01)
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=300)
     finally:
         process.kill()
-    assert process.returncode == 128 + number, errors
+    assert process.returncode == 128 + signal.SIGTERM, errors
     assert "Traceback" not in errors
     (run,) = project.glob("runs/*")
-    step = checkpoint_of(run)["step"]
-    assert 20 <= step < 300
-    assert json.loads((run / "config.json").read_text())["commit"] is None
+    assert 20 <= checkpoint_of(run)["step"] < 300
+    assert config_of(run)["commit"] is None
 
     following = re.search(r"python (.*--resume .*)", output)[1]
     again = subprocess.run([sys.executable, *shlex.split(following)], **options)
     assert again.returncode == 0, again.stderr
-    assert json.loads((run / "result.json").read_text())["steps"] == 300
+    assert result_of(run)["steps"] == 300
     assert [int(row["step"]) for row in rows_of(run)] == list(range(20, 301, 20))
     assert len(list(project.glob("runs/*"))) == 1
 
@@ -335,25 +305,16 @@ def pick(agent, k: int) -> dict[str, torch.Tensor]:
     return {name: tensor[k] for name, tensor in agent.tensors().items() if tensor.ndim}
 
 
-def seed_by_seed(script: str, **arguments) -> tuple[dict, dict, dict]:
-    """All state after 40 steps: of seeds 1 and 2 when trained as the second and third of three, and of seed 1 alone."""
-    together, alone = make_agent(script, num_seeds=3, **arguments), make_agent(script, seed=1, **arguments)
-    for agent in (together, alone):
-        for _ in range(40 // agent.period_steps):
-            agent.advance()
-    return pick(together, 1), pick(together, 2), pick(alone, 0)
-
-
-def largest_difference(x: dict, y: dict) -> dict[str, float]:
-    return {name: (x[name] - y[name]).abs().max().item() for name in x}
-
-
-@pytest.mark.parametrize("script", [s for s in SCRIPTS if not s.endswith(("iql", "cql", "fql"))])  # they: with options
-def test_seeds_are_independent(float64, script):
-    together, alone = make_agent(script, num_seeds=3, batch_size=8), make_agent(script, seed=1, batch_size=8)
-    assert_seeds_are_independent(together, alone)
-    if script.startswith("aspc"):
-        assert {"rho", "ema"} <= alone.tensors().keys()
+@each_of([(script, options) for script, options in VARIANTS if options or not script.endswith(("iql", "cql", "fql"))])
+def test_seeds_are_independent(float64, script, options):
+    together, alone = (
+        make_agent(script, batch_size=8, **options, **seeds) for seeds in ({"num_seeds": 3}, {"seed": 1})
+    )
+    least = 1e-7 if script.endswith("cql") else 1e-6
+    slow = {"q_agg": 20, "max_q_backup": 10, "official_networks": 20}
+    assert_seeds_are_independent(together, alone, least, steps=slow.get(next(iter(options), ""), 40))
+    learned = {"rho", "ema"} if script.startswith("aspc") else {"log_lagrange"} if "lagrange" in options else set()
+    assert learned | ({"log_eta"} if script.endswith("cql") else set()) <= alone.tensors().keys()
 
 
 @each_of_pair
@@ -361,13 +322,16 @@ def test_seeds_are_independent_in_float32(script):
     """The rounding of a batched product differs from that of a single one. Adam makes up to LEARNING_RATE of it at each
     step where a gradient is itself no more than rounding; a tenth of one step is far below what a foreign batch does.
     """
-    module = load_script(script)
-    one, two, alone = seed_by_seed(script, **fitting(script, {"robust_critic": False}))
-    same, other = largest_difference(one, alone), largest_difference(two, alone)
-    for name in alone:
+    together, alone = (make_agent(script, robust_critic=False, **seeds) for seeds in ({"num_seeds": 3}, {"seed": 1}))
+    for agent in (together, alone):
+        for _ in range(40 // agent.period_steps):
+            agent.advance()
+    one, other, expected = pick(together, 1), pick(together, 2), pick(alone, 0)
+    for name, tensor in expected.items():
         if ".adam." not in name:
-            assert same[name] < 0.1 * module.LEARNING_RATE, name
-    assert min(other["actor"], other["critics"]) > 0.1
+            assert (one[name] - tensor).abs().max() < 0.1 * load_script(script).LEARNING_RATE, name
+    for name in ("actor", "critics"):
+        assert (other[name] - expected[name]).abs().max() > 0.1
 
 
 @each_script
@@ -377,8 +341,7 @@ def test_tasks_are_independent(float64, script):
     together = make_agent(script, data=data, num_seeds=2, batch_size=8)
     alone = make_agent(script, data=data[1:], seed=1, batch_size=8)
     for agent in (together, alone):
-        for _ in range(max(1, 20 // agent.period_steps)):
-            agent.advance()
+        agent.advance()
     ours, other = pick(together, 3), pick(together, 1)
     for name, tensor in pick(alone, 0).items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-12, atol=1e-12, msg=name)
@@ -389,137 +352,99 @@ def test_tasks_are_independent(float64, script):
 
 
 def test_two_tasks_in_one_run(tmp_path, monkeypatch):
-    """As a command: one directory a learner, each with its own task; stopped, and resumed as a group."""
+    """One directory a learner, each with its own task; stopped, and resumed as a group."""
     levels = ("medium", "expert")
     rows = {level: write_dataset(tmp_path / f"{level}.hdf5", 11, 3, seed=k) for k, level in enumerate(levels)}
     tasks, script = tuple(f"hopper-{level}-v2" for level in rows), PAIR[0]
     find = lambda env, *_: d4rl.DatasetFile(rows[env.spec.id.split("-")[1]], env.spec.id, "tests")  # noqa: E731
     monkeypatch.setattr("d4rl_gymnasium.training.find_dataset", find)
-    module, arguments = load_script(script), RUN | {"env_id": tasks, "total_steps": 80, "checkpoint_interval": 40}
+    arguments = RUN | {"env_id": tasks, "total_steps": 80, "checkpoint_interval": 40}
 
-    def train_both(runs: Path) -> list[Path]:
-        module.main(module.Args(runs_dir=str(runs), **fitting(script, arguments)))
-        return sorted(runs.iterdir())
+    def group(runs: Path) -> list[Path]:
+        """The directories, in the order of the learners."""
+        return [runs / name for name in config_of(next(runs.iterdir()))["group"]]
 
-    whole = train_both(tmp_path / "whole")
-    assert [path.name.split("__")[:3:2] for path in whole] == [[t, s] for t in sorted(tasks) for s in "01"]
+    train(script, None, tmp_path / "whole", arguments)
+    whole = group(tmp_path / "whole")
+    assert [path.name.split("__")[:3:2] for path in whole] == [[task, seed] for task in tasks for seed in "01"]
     for path in whole:
-        result = json.loads((path / "result.json").read_text())
-        assert [result["env_id"], str(result["seed"])] == path.name.split("__")[:3:2]
-    with monkeypatch.context() as patch:
-        after_steps(patch, script, 40, lambda agent: os.kill(os.getpid(), signal.SIGINT))
-        with pytest.raises(SystemExit):
-            train_both(tmp_path / "resumed")
-    runs = sorted((tmp_path / "resumed").iterdir())
-    resume(script, runs[0])
-    first = [path for path in (*runs, *whole) if (path / "checkpoint.pt").exists()]
-    a, b = map(checkpoint_of, first)
-    assert all(torch.equal(t, b["tensors"][name]) for name, t in a["tensors"].items())
-    for ours, theirs in zip(runs, whole, strict=True):
-        results = [json.loads((run / "result.json").read_text())["final_returns"] for run in (ours, theirs)]
-        assert results[0] == results[1]
+        assert [result_of(path)["env_id"], str(result_of(path)["seed"])] == path.name.split("__")[:3:2]
+    stopped_at(40, script, monkeypatch, lambda: train(script, None, tmp_path / "resumed", arguments))
+    resumed = group(tmp_path / "resumed")
+    resume(script, resumed[1])
+    assert_same_runs(resumed, whole)
 
 
 # --- Bad input --------------------------------------------------------------------------------------------------------
 
-BAD_INPUT = {"another task's data": ("--env-id walker2d-medium-v2", "not data for walker2d-medium-v2")}
-BAD_INPUT_ASPC = {
-    "alpha starts at 0": ("--alpha-init 0", "--alpha-init must be positive"),
-    "alpha is no number": ("--alpha-init nan", "--alpha-init must be positive"),
-    "alpha learns backwards": ("--alpha-lr -1", "--alpha-lr at least 0"),
-    "no average": ("--ema 1", "--ema"),
+ASPC = [script for script in SCRIPTS if script.startswith("aspc")]
+TUNED = ["aspc_fql", *(f"baselines/{name}" for name in ("iql", "cql", "diffusionql", "rebrac", "a2pr", "fql"))]
+
+
+def both(name: str) -> list[str]:
+    return [f"aspc_{name}", f"baselines/{name}"]
+
+
+BAD_INPUT = {  # the scripts, what they are told, and words of the sentence
+    "another task's data": (SCRIPTS, "--env-id walker2d-medium-v2", "not data for walker2d-medium-v2"),
+    "no settings for the task": (TUNED, "--env-id Pendulum-v1 --tuned", "no settings for Pendulum-v1"),
+    "alpha starts at 0": (ASPC, "--alpha-init 0", "--alpha-init must be positive"),
+    "alpha is no number": (ASPC, "--alpha-init nan", "--alpha-init must be positive"),
+    "alpha learns backwards": (ASPC, "--alpha-lr -1", "--alpha-lr at least 0"),
+    "no average": (ASPC, "--ema 1", "--ema"),
+    "minimise Q": (["baselines/td3bc", "baselines/wpc", "baselines/a2pr"], "--alpha -1", "--alpha"),
+    "no expectile": (both("iql"), "--expectile 1", "--expectile"),
+    "all dropped": (both("iql"), "--actor-dropout 1", "--actor-dropout"),
+    "imitation of the worst": (["baselines/iql"], "--beta -1", "--beta"),
+    "no policy rate": (both("cql"), "--policy-lr 0", "--policy-lr"),
+    "no temperature": (both("cql"), "--temperature 0", "--temperature"),
+    "negative penalty": (["baselines/cql"], "--alpha -1", "--alpha"),
+    "alpha starts out of bounds": (["aspc_cql"], "--alpha-init 30", "--alpha-max"),
+    "alpha may reach 0": (["aspc_cql"], "--alpha-min 0", "--alpha-min"),
+    "negative norm": (both("diffusionql"), "--grad-norm -1", "--grad-norm must be at least 0"),
+    "minimise Q_j": (["baselines/diffusionql"], "--eta -1", "--eta must be at least 0"),
+    "no actor rate": (["baselines/diffusionql", "baselines/rebrac"], "--actor-lr 0", "--actor-lr"),
+    "keep away from the data": (["baselines/rebrac"], "--critic-bc-coef -1", "--critic-bc-coef must be at least 0"),
+    "keep away from good actions": (["baselines/a2pr"], "--mask -1", "--mask"),
+    "no horizon": (["baselines/rebrac", "baselines/a2pr"], "--discount 1", "--discount between 0 and 1"),
+    "no horizon of FQL": (both("fql"), "--discount 1", "--discount must lie between 0 and 1"),
+    "keep away from the teacher": (["baselines/fql"], "--alpha -1", "--alpha must be at least 0"),
 }
-BAD_INPUT_TD3BC = {"minimise Q": ("--alpha -1", "--alpha")}
-BAD_INPUT_IQL = {
-    "no expectile": ("--expectile 1", "--expectile"),
-    "all dropped": ("--actor-dropout 1", "--actor-dropout"),
-}
-BAD_INPUT_IQL_ALONE = {
-    "imitation of the worst": ("--beta -1", "--beta"),
-}
-BAD_INPUT_CQL = {
-    "no learning": ("--policy-lr 0", "--policy-lr"),
-    "no temperature": ("--temperature 0", "--temperature"),
-}
-BAD_INPUT_CQL_ALONE = {"negative penalty": ("--alpha -1", "--alpha")}
-BAD_INPUT_CQL_ASPC = {
-    "alpha starts out of bounds": ("--alpha-init 30", "--alpha-max"),
-    "alpha may reach 0": ("--alpha-min 0", "--alpha-min"),
-}
-BAD_INPUT_DIFFUSIONQL = {"negative norm": ("--grad-norm -1", "--grad-norm must be at least 0")}
-BAD_INPUT_DIFFUSIONQL_ALONE = {
-    "minimise Q": ("--eta -1", "--eta must be at least 0"),
-    "no learning": ("--actor-lr 0", "--actor-lr positive"),
-}
-BAD_INPUT_REBRAC = {
-    "keep away from the data": ("--critic-bc-coef -1", "--critic-bc-coef must be at least 0"),
-    "no learning": ("--actor-lr 0", "--actor-lr"),
-    "no horizon": ("--discount 1", "--discount between 0 and 1"),
-}
-BAD_INPUT_A2PR = {
-    "keep away from good actions": ("--mask -1", "--mask"),
-    "no horizon": ("--discount 1", "--discount between 0 and 1"),
-}
-BAD_INPUT_FQL = {"no horizon": ("--discount 1", "--discount must lie between 0 and 1")}
-BAD_INPUT_FQL_ALONE = {"keep away from the teacher": ("--alpha -1", "--alpha must be at least 0")}
-NOT_TUNED = {"no settings for the task": ("--env-id Pendulum-v1 --tuned", "no settings for Pendulum-v1")}
 
 
 @pytest.mark.parametrize(
     ("script", "line", "words"),
     [
-        pytest.param(script, *case, id=f"{name}-{script}")
-        for cases, scripts in (
-            (BAD_INPUT, SCRIPTS),
-            (BAD_INPUT_ASPC, [script for script in SCRIPTS if script.startswith("aspc")]),
-            (BAD_INPUT_TD3BC, ["baselines/td3bc", "baselines/wpc", "baselines/a2pr"]),
-            (BAD_INPUT_IQL, ["aspc_iql", "baselines/iql"]),
-            (BAD_INPUT_IQL_ALONE, ["baselines/iql"]),
-            (BAD_INPUT_CQL, ["aspc_cql", "baselines/cql"]),
-            (BAD_INPUT_CQL_ALONE, ["baselines/cql"]),
-            (BAD_INPUT_CQL_ASPC, ["aspc_cql"]),
-            (BAD_INPUT_DIFFUSIONQL, ["aspc_diffusionql", "baselines/diffusionql"]),
-            (BAD_INPUT_DIFFUSIONQL_ALONE, ["baselines/diffusionql"]),
-            (BAD_INPUT_REBRAC, ["baselines/rebrac"]),
-            (BAD_INPUT_A2PR, ["baselines/a2pr"]),
-            (BAD_INPUT_FQL, ["aspc_fql", "baselines/fql"]),
-            (BAD_INPUT_FQL_ALONE, ["baselines/fql"]),
-            (NOT_TUNED, [f"baselines/{name}" for name in ("iql", "cql", "diffusionql", "rebrac", "a2pr", "fql")]),
-            (NOT_TUNED, ["aspc_fql"]),
-        )
+        pytest.param(script, line, words, id=f"{name}-{script}")
+        for name, (scripts, line, words) in BAD_INPUT.items()
         for script in scripts
-        for name, case in cases.items()
     ],
 )
 def test_bad_input_gets_a_sentence(script, line, words, hopper, tmp_path, monkeypatch):
-    given = shlex.split(line.format(tmp=tmp_path))
     rest = flags(fitting(script, SHORT) | {"total_steps": 20, "dataset_path": hopper, "runs_dir": tmp_path / "runs"})
-    if not {"--eval", "--resume"} & set(given):
-        given = rest + given  # of two values the last counts
-    message = command(monkeypatch, script, *given)
+    message = command(monkeypatch, script, *rest, *shlex.split(line))  # of two values the last counts
     assert isinstance(message, str), f"exit status {message}"
-    assert words.format(tmp=tmp_path) in message
+    assert words in message
     assert "\n" not in message and len(message) < 500
     assert not list(tmp_path.glob("runs/*")), "refused only after the run had begun"
 
 
-@each_of_pair
-@pytest.mark.parametrize("device, index", [("auto", 0), ("cuda", 0), ("cuda:1", 1)])
-def test_main_takes_the_gpu(monkeypatch, hopper, script, device, index):
-    """With PyTorch told of two GPUs: `main` sets the one that was asked for and hands it to the agent."""
+@each_script
+def test_agent_is_on_the_runs_device(monkeypatch, hopper, script):
+    """With PyTorch told of two GPUs, of which test_offline_run.py tests the choice."""
     module, given = load_script(script), []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch._C, "_cuda_setDevice", given.append, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", lambda index: None, raising=False)
 
     def agent(args, data, low, high, device):
-        given.append(torch.device(device))
+        given.append(device)
         raise StopIteration
 
     monkeypatch.setattr(module, "Agent", agent)
     with pytest.raises(StopIteration):
-        module.main(module.Args(env_id=("hopper-medium-v2",), dataset_path=str(hopper), device=device))
-    assert given[0] == index and given[1].type == "cuda" and given[1].index in (index, None)
+        module.main(module.Args(env_id=("hopper-medium-v2",), dataset_path=str(hopper), device="cuda:1"))
+    assert given == ["cuda:1"]
 
 
 # --- The saved actor --------------------------------------------------------------------------------------------------
@@ -530,13 +455,87 @@ def test_saved_actor_repeats_the_result(finished, capsys):
     module = load_script(finished.script)
     for run, workers in zip(finished.runs, (0, 1), strict=True):
         module.main(module.Args(eval=str(run), final_eval_episodes=2, eval_workers=workers))
-        returns = np.array(json.loads((run / "result.json").read_text())["final_returns"])
+        returns = np.array(result_of(run)["final_returns"])
         printed = capsys.readouterr().out
         assert f"return {returns.mean():.1f} +- {returns.std():.1f} over 2 episodes" in printed
         assert f"normalized score {d4rl.percent_score('hopper-medium-v2', returns):.1f}" in printed
         policy = module.load_policy(torch.load(run / "actor.pt", weights_only=True))
-        seed = json.loads((run / "config.json").read_text())["seed"]
+        seed = config_of(run)["seed"]
         assert offline_run.episodes(policy, "hopper-medium-v2", seed, 0, 2).tolist() == returns.tolist()
+
+
+def learners_action(script: str, agent, k: int, observations: torch.Tensor, generator) -> torch.Tensor:
+    """By the vector that learner k trains, on observations that are normalised here."""
+    if script.endswith("fql"):
+        low, high = map(torch.tensor, UNEVEN)
+        z = torch.randn(len(observations), A, generator=generator)
+        return (high + low) / 2 + (high - low) / 2 * agent.mu(agent.theta[k], observations, z).clamp(-1, 1)
+    if script != "baselines/rebrac" and getattr(agent.args, "normalize", True):
+        own = torch.as_tensor(random_data()["observations"], dtype=torch.float64)
+        observations = (observations - own.mean(0)) / (own.std(0, correction=0) + 1e-3)
+    actions = agent.pi(agent.theta[k], observations)
+    return actions[0] if script.endswith("iql") else actions  # IQL's has a deviation beside
+
+
+@each_of([(script, options) for script, options in VARIANTS if "q_agg" not in options])  # which critics alone know
+def test_saved_policy_acts_like_the_learner(float64, script, options):
+    """A copy with the parameters of one learner alone, on bounds that are neither ±1 nor alike."""
+    agent = make_agent(script, bounds=UNEVEN, num_seeds=2, batch_size=4, **options)
+    agent.advance()
+    observations, acted = 1 + 4 * torch.randn(7, S), []
+    global_state = torch.get_rng_state()
+    policies = [agent.policy(k) for k in range(2)]
+    if script.endswith("fql"):  # the others' networks draw initial weights, which the learner's replace
+        assert torch.equal(torch.get_rng_state(), global_state)
+    saved = [{name: tensor.clone() for name, tensor in policy.state_dict().items()} for policy in policies]
+    for k, policy in enumerate(policies):
+        loaded = load_script(script).load_policy(saved[k])
+        actions, same, other = (
+            acts(observations, torch.Generator().manual_seed(seed))
+            for acts, seed in ((loaded, 5), (policy, 5), (policy, 6))
+        )
+        torch.testing.assert_close(actions, same, rtol=0, atol=1e-12)
+        assert actions.shape == (7, A)
+        assert ((actions >= torch.tensor(UNEVEN[0])) & (actions <= torch.tensor(UNEVEN[1]))).all()
+        if script in STOCHASTIC:
+            assert (actions != other).any(1).all()
+        if script.endswith("diffusionql"):  # test_diffusionql.py restates how it acts
+            for network, function, vector in (
+                (loaded.actor, agent.denoise, agent.theta[k]),
+                (loaded.critics[0], agent.q, agent.target_phi[k, 0]),
+                (loaded.critics[1], agent.q, agent.target_phi[k, 1]),
+            ):
+                assert all(map(torch.equal, network.parameters(), parts(function, vector)))
+        else:
+            expected = learners_action(script, agent, k, observations, torch.Generator().manual_seed(5))
+            torch.testing.assert_close(actions, expected, rtol=0, atol=1e-12)
+        for p in policy.parameters():  # what is saved or sent holds no other learner, and nothing twice
+            assert p.untyped_storage().nbytes() == p.numel() * p.element_size()
+        acted.append(actions)
+    assert (acted[0] != acted[1]).any(1).all()
+    agent.advance()  # which must not reach what was handed out
+    for k, policy in enumerate(policies):
+        assert all(torch.equal(tensor, saved[k][name]) for name, tensor in policy.state_dict().items())
+        assert any(not torch.equal(tensor, saved[k][name]) for name, tensor in agent.policy(k).state_dict().items())
+
+
+@pytest.mark.parametrize("script", STOCHASTIC)
+def test_evaluation_repeats_and_leaves_training_alone(script):
+    rng = np.random.default_rng(0)
+    data = {key: rng.normal(size=(N, 11)) for key in ("observations", "next_observations")}
+    data |= {"actions": rng.uniform(-1, 1, (N, 3)), "rewards": rng.normal(size=N), "terminals": np.zeros(N, bool)}
+    agent = make_agent(script, data=[data], num_seeds=2, batch_size=8)
+    agent.advance()
+    policies, generators = [agent.policy(k) for k in range(2)], [*agent.generators, torch.default_generator]
+    before = [generator.get_state() for generator in generators]
+    first, second = (
+        np.stack([offline_run.episodes(policy, "hopper-medium-v2", k, 0, 2) for k, policy in enumerate(policies)])
+        for _ in range(2)
+    )
+    assert (first == second).all() and len(set(first.flatten())) == 4
+    assert all(map(torch.equal, before, [generator.get_state() for generator in generators]))
+    alone = offline_run.episodes(policies[1], "hopper-medium-v2", 1, 0, 1)
+    assert alone == first[1, 0]  # whatever else is evaluated
 
 
 # --- Own data ---------------------------------------------------------------------------------------------------------
@@ -546,7 +545,7 @@ def test_saved_actor_repeats_the_result(finished, capsys):
 def test_own_task_with_other_bounds(script, tmp_path):
     dataset = write_dataset(tmp_path / "pendulum.hdf5", 3, 1, bound=2.0)
     (run,) = train(script, dataset, tmp_path / "runs", OWN)
-    result = json.loads((run / "result.json").read_text())
+    result = result_of(run)
     assert result["final_score"] is None and result["last"]["charts/normalized_score"] is None
     assert all(-2000 < value < 0 for value in result["final_returns"])
     assert "charts/normalized_score" not in events_of(run)
@@ -561,11 +560,7 @@ def test_own_task_with_other_bounds(script, tmp_path):
 @each_of_pair
 def test_target_noise_scales_with_the_bounds(float64, script, monkeypatch):
     """TD3's smoothing: at most half of the half range, and never beyond the bounds."""
-    module = load_script(script)
-    low, high = np.array([-2.0, -1.0, 0.0]), np.array([2.0, 1.0, 4.0])
-    data = random_data()
-    data["actions"] = low + (high - low) * (data["actions"] + 1) / 2
-    agent = module.Agent(module.Args(batch_size=4), [data], low, high, "cpu")
+    agent, (low, high) = make_agent(script, bounds=UNEVEN, batch_size=4), map(torch.tensor, UNEVEN)
     next_s, theta = torch.randn(4, S), agent.target_theta[0].clone()
     theta[-A:] = torch.tensor([0.1, 2.0, 0.1])  # the last layer's bias: the second action is near its bound
     seen, twins = [], agent.twins
@@ -573,7 +568,7 @@ def test_target_noise_scales_with_the_bounds(float64, script, monkeypatch):
     noise = torch.tensor([100.0, 1.0, -1.0])
     agent.target(theta, agent.target_phi[0], next_s, torch.randn(4), torch.zeros(4), noise.expand(4, A))
     pi = agent.pi(theta, next_s)
-    expected = pi + torch.tensor([0.5, 0.2, -0.2]) * torch.tensor([2.0, 1.0, 2.0])
-    expected = expected.clamp(torch.as_tensor(low), torch.as_tensor(high))
+    expected = pi + torch.tensor([0.5, 0.2, -0.2]) * (high - low) / 2
+    expected = expected.clamp(low, high)
     torch.testing.assert_close(seen[0], expected)
     assert (expected[:, 1] == 1).all() and (pi[:, 1] < 1).all()

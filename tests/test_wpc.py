@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import A, S, make_agent, parts
-from test_device import NoHost
+from conftest import A, S, assert_same_learner, make_agent, parts, relu_network
 from test_update import Restatement as TD3BC
+from test_update import polyak
 from torch.nn import functional as F
 
 SCRIPT = "baselines/wpc"
@@ -16,12 +16,8 @@ class Restatement(TD3BC):
 
     def __init__(self, agent, robust):
         super().__init__(agent, robust)
-        self.v = torch.nn.Sequential(
-            torch.nn.Linear(S, 256), torch.nn.ReLU(), torch.nn.Linear(256, 256), torch.nn.ReLU(),
-            torch.nn.Linear(256, 1),
-        )  # fmt: skip
-        for p, value in zip(self.v.parameters(), parts(agent.v, agent.psi[0]), strict=True):
-            p.data.copy_(value)
+        self.v = relu_network(parts(agent.v, agent.psi[0]))
+        assert [p.shape[0] for p in self.v.parameters()] == [256, 256, 256, 256, 1, 1]
         self.adam_v = torch.optim.Adam(self.v.parameters(), 3e-4)
         self.shares = []
 
@@ -47,10 +43,8 @@ class Restatement(TD3BC):
         q = self.value(self.q[0], s, pi)
         loss = -(2.5 / q.abs().mean().detach()) * q.mean() + (weight[:, None] * (pi - a) ** 2).mean()
         self.actor = [x.detach() for x in self.adam_actor.propose(p, torch.autograd.grad(loss, p), 3e-4)]
-        with torch.no_grad():
-            for j in range(2):
-                self.target_q[j] = [0.995 * t + 0.005 * x for t, x in zip(self.target_q[j], self.q[j], strict=True)]
-            self.target_actor = [0.995 * t + 0.005 * x for t, x in zip(self.target_actor, self.actor, strict=True)]
+        self.target_q = [polyak(target, q) for target, q in zip(self.target_q, self.q, strict=True)]
+        self.target_actor = polyak(self.target_actor, self.actor)
 
 
 @pytest.mark.parametrize("robust", [True, False])
@@ -62,20 +56,12 @@ def test_equals_the_restatement(float64, robust):
         for batch in zip(*(x[0] for x in (*agent.buffer.batches(), agent.noise)), strict=True):
             plain.train(*batch)
         assert agent.metrics["losses/imitated"].item() == pytest.approx(plain.shares[-1], abs=1e-12)
-    pairs = {
+    networks = {
         "actor": (agent.pi, agent.theta[0], plain.actor),
         "target actor": (agent.pi, agent.target_theta[0], plain.target_actor),
-        "V": (agent.v, agent.psi[0], plain.v.parameters()),
-        "critic 1": (agent.q, agent.phi[0, 0], plain.q[0]),
-        "critic 2": (agent.q, agent.phi[0, 1], plain.q[1]),
-        "target critic 1": (agent.q, agent.target_phi[0, 0], plain.target_q[0]),
-        "target critic 2": (agent.q, agent.target_phi[0, 1], plain.target_q[1]),
+        "V": (agent.v, agent.psi[0], plain.v),
     }
-    errors = {
-        name: max((p - q).abs().max().item() for p, q in zip(parts(function, ours), theirs, strict=True))
-        for name, (function, ours, theirs) in pairs.items()
-    }
-    assert all(error < 1e-8 for error in errors.values()), errors
+    assert_same_learner(agent, plain, networks)
     assert 0 < sum(plain.shares) / len(plain.shares) < 1  # some actions are imitated, not all
 
 
@@ -89,10 +75,3 @@ def test_limits(float64):
         imitation = (agent.pi(theta, s) - a).square().mean()
         torch.testing.assert_close(loss, whole - (1 - share) * imitation, rtol=1e-12, atol=1e-12)
         assert (ours["losses/q"], ours["losses/imitated"]) == (theirs["losses/q"], share)
-
-
-def test_original_critic_stays_on_the_device():
-    agent = make_agent(SCRIPT, num_seeds=2, robust_critic=False)
-    agent.advance()
-    with NoHost():
-        agent.period()

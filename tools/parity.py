@@ -70,16 +70,6 @@ def load(folder: Path, name: str) -> ModuleType:
         sys.modules.update({key: module for key, module in before.items() if key not in sys.modules})
 
 
-class Feed:
-    """Stands for a random function of theirs: gives, one a call, the numbers that it was filled with."""
-
-    def __init__(self, *numbers):
-        self.numbers = list(numbers)
-
-    def __call__(self, *_, **__):
-        return self.numbers.pop(0)
-
-
 TORCH = (
     (torch, "randn"), (torch, "randn_like"), (torch, "randint"), (torch.Tensor, "uniform_"), (np.random, "uniform"),
     (torch.distributions.normal, "_standard_normal"),
@@ -88,11 +78,14 @@ TORCH = (
 
 @contextmanager
 def fed(*numbers, functions: tuple = TORCH, left: int = 0) -> Iterator[None]:
-    """Within it these random functions give these numbers, in this order. `left` may stay unasked for.
+    """Within it these random functions of theirs give these numbers, one a call. `left` may stay unasked for.
 
     Casts to float32 that their code writes out are casts to float64 here.
     """
-    feed = Feed(*numbers)
+    unused = list(numbers)
+
+    def feed(*_, **__) -> object:
+        return unused.pop(0)
 
     def dropout(x: Tensor, p: float, *_) -> Tensor:
         return x * (feed() >= p) / (1 - p)
@@ -103,7 +96,7 @@ def fed(*numbers, functions: tuple = TORCH, left: int = 0) -> Iterator[None]:
         stack.enter_context(patch.object(nn.functional, "dropout", dropout))
         stack.enter_context(patch.object(torch.Tensor, "float", torch.Tensor.double))
         yield
-    assert len(feed.numbers) <= left, f"{len(feed.numbers)} of {len(numbers)} random numbers were not asked for."
+    assert len(unused) <= left, f"{len(unused)} of {len(numbers)} random numbers were not asked for."
 
 
 # --- The comparison ---------------------------------------------------------------------------------------------------
@@ -143,14 +136,14 @@ def make_agent(script: ModuleType, high: float = 1.0, **options):
 def compare(agent, parts: list[Part], step: Callable, updates: int) -> tuple[float, float]:
     """The largest difference over all parts after so many updates of both, and how far the parts have moved.
 
-    step(i, batch) trains theirs once, on batch = (s, a, s', r, d) with r and d as columns; i counts within the period.
+    step(i, s, a, s', r, d) trains theirs once, on a batch with r and d as columns; i counts within the period.
     """
     start = [part.ours.flatten().clone() for part in parts]
     for _ in range(-(-updates // agent.period_steps)):
         agent.advance()  # leaves its batches and noise behind
         batches = [x[0] if x.ndim > 3 else x[0, ..., None] for x in agent.buffer.batches()]
         for i in range(agent.period_steps):
-            step(i, [x[i] for x in batches])
+            step(i, *(x[i] for x in batches))
     return (
         farthest((part.ours.flatten(), part.theirs().flatten()) for part in parts),
         farthest((part.ours.flatten(), before) for part, before in zip(parts, start, strict=True)),
@@ -171,11 +164,14 @@ def adam(net: nn.Module, lr: float = 3e-4) -> torch.optim.Optimizer:
     return torch.optim.Adam(net.parameters(), lr=lr)
 
 
-def td3_parts(agent, actor: nn.Module, target_actor: nn.Module, critics: list, target_critics: list) -> list[Part]:
-    return [
-        follow(agent.theta, actor), follow(agent.target_theta, target_actor),
+def td3_parts(agent, trainer, target_actor: nn.Module, critics: list, target_critics: list) -> list[Part]:
+    parts = [
+        follow(agent.theta, trainer.actor), follow(agent.target_theta, target_actor),
         follow(agent.phi, *critics), follow(agent.target_phi, *target_critics),
     ]  # fmt: skip
+    if hasattr(agent, "psi") and hasattr(trainer, "vnet"):
+        parts.append(follow(agent.psi, trainer.vnet))
+    return parts
 
 
 def corl_td3(script: ModuleType, folder: Path, file: str, name: str, high: float = 1.0, **options) -> Sides:
@@ -197,18 +193,13 @@ def corl_td3(script: ModuleType, folder: Path, file: str, name: str, high: float
         high, *itertools.chain(*zip(nets, optimizers, strict=True)), policy_noise=0.2 * high, noise_clip=0.5 * high,
         **more,
     )  # fmt: skip
-    parts = td3_parts(
-        agent, trainer.actor, trainer.actor_target, [trainer.critic_1, trainer.critic_2],
-        [trainer.critic_1_target, trainer.critic_2_target],
-    )  # fmt: skip
-    if hasattr(agent, "psi"):
-        parts.append(follow(agent.psi, trainer.vnet))
+    critics = [trainer.critic_1, trainer.critic_2], [trainer.critic_1_target, trainer.critic_2_target]
+    parts = td3_parts(agent, trainer, trainer.actor_target, *critics)
     if alpha:
         trainer.reward_mean = 0.0  # which their code never sets
         parts += [follow(agent.rho, trainer.alpha), Part(agent.ema, lambda: trainer.ema_q.detach())]
 
-    def step(i: int, batch: list[Tensor]) -> None:
-        s, a, next_s, r, d = batch
+    def step(i: int, s: Tensor, a: Tensor, next_s: Tensor, r: Tensor, d: Tensor) -> None:
         with fed(agent.noise[0, i]):
             trainer.train([s, a, r, next_s, d])
 
@@ -220,12 +211,9 @@ def fujimoto_td3(script: ModuleType, folder: Path, file: str, high: float = 1.0)
     module = load(folder, file)
     agent = make_agent(script, high, robust_critic=False)
     trainer = module.TD3_BC(S, A, high, policy_noise=0.2 * high, noise_clip=0.5 * high)
-    parts = td3_parts(agent, trainer.actor, trainer.actor_target, [trainer.critic], [trainer.critic_target])
-    if hasattr(agent, "psi"):
-        parts.append(follow(agent.psi, trainer.vnet))
+    parts = td3_parts(agent, trainer, trainer.actor_target, [trainer.critic], [trainer.critic_target])
 
-    def step(i: int, batch: list[Tensor]) -> None:
-        s, a, next_s, r, d = batch
+    def step(i: int, s: Tensor, a: Tensor, next_s: Tensor, r: Tensor, d: Tensor) -> None:
         with fed(agent.noise[0, i]):
             trainer.train(SimpleNamespace(sample=lambda _: (s, a, next_s, r, 1 - d)), BATCH)
 
@@ -248,8 +236,7 @@ def iql(script: ModuleType, folder: Path, **options) -> Sides:
         follow(agent.psi, vf),
     ]  # fmt: skip
 
-    def step(i: int, batch: list[Tensor]) -> None:
-        s, a, next_s, r, d = batch
+    def step(i: int, s: Tensor, a: Tensor, next_s: Tensor, r: Tensor, d: Tensor) -> None:
         with fed(*agent.noise[0, i].unbind(-2) if args.actor_dropout else ()):
             trainer.train([s, a, r, next_s, d])
 
@@ -277,8 +264,7 @@ def cql(script: ModuleType, folder: Path, **options) -> Sides:
     if args.lagrange:
         parts.append(follow(agent.log_lagrange, trainer.log_alpha_prime))
 
-    def step(i: int, batch: list[Tensor]) -> None:
-        s, a, next_s, r, d = batch
+    def step(i: int, s: Tensor, a: Tensor, next_s: Tensor, r: Tensor, d: Tensor) -> None:
         noise, uniform = agent.noise[0, i], 2 * agent.uniform[0, i] - 1
         at_s, at_next_s, target = (x.transpose(0, 1) for x in (noise[:m], noise[m : 2 * m], noise[2 * m : -1]))
         target = target if args.max_target_backup else target.squeeze(1)
@@ -295,14 +281,13 @@ def a2pr(script: ModuleType, folder: Path, **options) -> Sides:
         S, A, 1.0, "cpu", discount=args.discount, alpha=args.alpha, mask=args.mask, vae_weight=args.vae_weight
     )
     vae = trainer.vae
-    parts = td3_parts(agent, trainer.actor, trainer.actor_target, [trainer.critic], [trainer.critic_target])
+    parts = td3_parts(agent, trainer, trainer.actor_target, [trainer.critic], [trainer.critic_target])
     heads = vae.mean.weight, vae.log_std.weight, vae.mean.bias, vae.log_std.bias  # one layer of ours
     parts += [
         follow(agent.psi, trainer.value), follow(agent.omega, vae.e1, vae.e2, *heads, vae.d1, vae.d2, vae.d3)
     ]  # fmt: skip
 
-    def step(i: int, batch: list[Tensor]) -> None:
-        s, a, next_s, r, d = batch
+    def step(i: int, s: Tensor, a: Tensor, next_s: Tensor, r: Tensor, d: Tensor) -> None:
         with fed(*agent.noise[0, i].split(agent.noises, -1), left=1):  # the third at policy steps alone
             trainer.train(SimpleNamespace(sample=lambda _: (s, a, r, next_s, 1 - d)), BATCH)
 
@@ -320,14 +305,13 @@ def diffusionql(script: ModuleType, folder: Path, **options) -> Sides:
         S, A, 1.0, "cpu", 0.99, 0.005, max_q_backup=args.max_q_backup, eta=args.eta, beta_schedule="vp",
         n_timesteps=script.T, step_start_ema=script.EMA_START, lr=args.actor_lr, grad_norm=args.grad_norm,
     )  # fmt: skip
-    parts = td3_parts(agent, trainer.actor, trainer.ema_model, [trainer.critic], [trainer.critic_target])
+    parts = td3_parts(agent, trainer, trainer.ema_model, [trainer.critic], [trainer.critic_target])
 
     def chain(noise: Tensor) -> list[Tensor]:
         """(..., T, A): they draw once more after the last step, and multiply that by 0."""
         return [*noise.unbind(-2), torch.zeros_like(noise[..., 0, :])]
 
-    def step(i: int, batch: list[Tensor]) -> None:
-        s, a, next_s, r, d = batch
+    def step(i: int, s: Tensor, a: Tensor, next_s: Tensor, r: Tensor, d: Tensor) -> None:
         noise = script.Noise(*(x[0, i] for x in agent.noise))
         coin = 1.0 if noise.i == 0 else 0.0
         with fed(*chain(noise.next_chains.flatten(0, 1)), noise.t, noise.epsilon, *chain(noise.chain), coin):
@@ -423,7 +407,7 @@ def rebrac(script: ModuleType, folder: Path, **options) -> Sides:
         policy_noise=0.2, noise_clip=0.5, metrics=NoMetrics(),
     )  # fmt: skip
 
-    def step(i: int, batch: list[Tensor]) -> None:
+    def step(i: int, *batch: Tensor) -> None:
         names = "states", "actions", "next_states", "next_actions", "rewards", "dones"  # as in our buffer
         batch = {name: to_jax(x) for name, x in zip(names, batch, strict=True)}
         batch["rewards"], batch["dones"] = args.reward_scale * batch["rewards"][:, 0], batch["dones"][:, 0]
@@ -463,8 +447,8 @@ def fql(script: ModuleType, folder: Path, **options) -> Sides:
         for (name, net), x in nets.items()
     ]
 
-    def step(i: int, batch: list[Tensor]) -> None:
-        s, a, next_s, r, d = (to_jax(x) for x in batch)
+    def step(i: int, *batch: Tensor) -> None:
+        s, a, next_s, r, d = map(to_jax, batch)
         z, next_z, x0 = (to_jax(x) for x in agent.normal[:, 0, i])
         t = to_jax(agent.uniform[0, i])
         batch = dict(observations=s, actions=a, next_observations=next_s, rewards=r[:, 0], masks=1 - d[:, 0])
@@ -549,7 +533,7 @@ def main() -> None:
             print(f"Left out: {args.reference / folder} is not there; git clone {REPOSITORIES[folder]} there.")
     chosen = [x for x in chosen if (args.reference / x.repository).is_dir()]
     if any(x.sides in JAX for x in chosen):
-        if importlib.util.find_spec("jax") and importlib.util.find_spec("flax") and importlib.util.find_spec("optax"):
+        if all(map(importlib.util.find_spec, ("jax", "flax", "optax"))):
             import flax.linen  # noqa: F401  these before the stubs
             import flax.training.train_state  # noqa: F401
             import jax
