@@ -334,6 +334,11 @@ def test_seeds_are_independent_in_float32(script):
         assert (other[name] - expected[name]).abs().max() > 0.1
 
 
+def test_every_script_is_tested():
+    paths = (path for folder in ("", "baselines/") for path in ROOT.glob(f"{folder}*.py"))
+    assert {str(path.relative_to(ROOT).with_suffix("")) for path in paths} == set(SCRIPTS)
+
+
 @each_script
 def test_tasks_are_independent(float64, script):
     """Two tasks, two seeds: the second task's second seed sees what it sees alone; its rows, its normalisation."""
