@@ -620,7 +620,7 @@ def test_stopped_and_started_again(trainer, tmp_path, engine):
     """Two of three jobs run, the third has not begun; all are taken up again where they stood."""
     line = (
         f"--scripts {trainer} --tasks maze2d --seeds 0-1 --learners-per-run 2 --engine {engine} --jobs 2 "
-        "--set total_steps=400"
+        "--set total_steps=250"
     )
     process = start(tmp_path, line)
     wait_for(lambda: len(list(tmp_path.glob("runs/*/checkpoint.pt"))) == 2)
@@ -656,8 +656,9 @@ def test_waiting_jobs_follow_by_themselves(trainer, tmp_path, monkeypatch, capsy
 
 def test_a_job_that_still_reads_its_data_is_left_alone(trainer, tmp_path):
     """Its watcher was killed, and it has no run directory yet."""
-    script = Path(f"{trainer}.py")
-    script.write_text(script.read_text().replace("\nargs, step", "\ntime.sleep(10)\nargs, step", 1))
+    script, go_on = Path(f"{trainer}.py"), tmp_path / "go on"
+    waits = f"\nwhile not Path({str(go_on)!r}).exists():\n    time.sleep(0.05)\nargs, step"
+    script.write_text(script.read_text().replace("\nargs, step", waits, 1))
     line = f"--scripts {trainer} --tasks maze2d-umaze-v1 --seeds 0"
     process = start(tmp_path, line)
     wait_for(lambda: "$" in logs(tmp_path))
@@ -666,6 +667,7 @@ def test_a_job_that_still_reads_its_data_is_left_alone(trainer, tmp_path):
     process.wait()
     status, output = finish(start(tmp_path, line))
     assert "1 left to the process that is at it." in output and status == 1, output
+    go_on.touch()
     wait_for(lambda: list(tmp_path.glob("runs/*/result.json")))
     assert len(list(tmp_path.glob("runs/*/config.json"))) == 1
 
