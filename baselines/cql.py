@@ -385,8 +385,7 @@ class Agent:
     def update(self, s, a, next_s, r, d, noise, uniform) -> Metrics:
         """One gradient step, from batches (K, B, ...). As in CORL's code all gradients are taken before any update."""
         alpha = self.alpha(self.log_lagrange)
-        inputs = self.theta, self.phi, self.log_eta, s, noise[:, -1]
-        actor_g, metrics = self.gradient(self.actor_loss, *inputs)
+        actor_g, metrics = self.gradient(self.actor_loss, self.theta, self.phi, self.log_eta, s, noise[:, -1])
         y = self.all(self.target)(self.theta, self.target_phi, next_s, r, d, noise[:, 2 * M : -1])
         actions, log_u = self.all(self.proposals)(self.theta, s, a, next_s, noise[:, : 2 * M], uniform)
         critic_g, more = self.gradient(self.critic_loss, self.phi, alpha, s, y, actions, log_u)
