@@ -55,7 +55,8 @@ class JaxLoop:
         twins = jax.vmap(critic.apply, in_axes=(0, None, None))
         keys = jax.random.split(jax.random.key(0), 4)
         theta, phi = actor.init(keys[0], s), jax.vmap(critic.init, in_axes=(0, None, None))(keys[1:3], s, a)
-        self.state = State(theta, phi, theta, phi, adam.init(theta), adam.init(phi), keys[3])
+        targets = jax.tree.map(jnp.copy, (theta, phi))  # copies, for `run` gives the old state's memory to the new one
+        self.state = State(theta, phi, *targets, adam.init(theta), adam.init(phi), keys[3])
 
         def critic_loss(phi, s, a, y):
             return jnp.square(twins(phi, s, a) - y).mean(1).sum()
