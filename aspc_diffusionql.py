@@ -425,7 +425,7 @@ class Agent:
         return metrics
 
     def period(self) -> None:
-        """The schedule's shortest repeat, from static inputs and on the device alone: what a CUDA graph records."""
+        """One unit of work, from static inputs and on the device alone: what a CUDA graph records."""
         batches = self.buffer.batches()
         for step in range(self.period_steps):
             batch, noise = (x[:, step] for x in batches), Noise(*(x[:, step] for x in self.noise))

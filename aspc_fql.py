@@ -85,18 +85,18 @@ class Args(RunArgs):
 # --- The official code's settings for each task -----------------------------------------------------------------------
 
 OFFICIAL = {"discount": 0.99, "q_agg": "mean", "reward_shift": 0.0}
-TUNED = {  # what differs from that
+CHANGES = {  # what differs from that
     f"antmaze-{maze}-v2": {"reward_shift": -1.0}
     for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
 }
-TUNED |= {
+CHANGES |= {
     f"{task}-{data}-v1": {"q_agg": "min"}
     for task in ("pen", "door", "hammer", "relocate")
     for data in ("human", "cloned", "expert")
 }
-TUNED |= {f"antmaze-large-navigate-singletask-task{n}-v0": {"q_agg": "min"} for n in range(1, 6)}
-TUNED |= {f"antmaze-giant-navigate-singletask-task{n}-v0": {"q_agg": "min", "discount": 0.995} for n in range(1, 6)}
-TUNED = {task: OFFICIAL | settings for task, settings in TUNED.items()}
+CHANGES |= {f"antmaze-large-navigate-singletask-task{n}-v0": {"q_agg": "min"} for n in range(1, 6)}
+CHANGES |= {f"antmaze-giant-navigate-singletask-task{n}-v0": {"q_agg": "min", "discount": 0.995} for n in range(1, 6)}
+TUNED = {task: OFFICIAL | changes for task, changes in CHANGES.items()}
 
 
 # --- Networks: written for one learner --------------------------------------------------------------------------------
@@ -413,7 +413,7 @@ class Agent:
         return critic_metrics | flow_metrics | metrics
 
     def period(self) -> None:
-        """The schedule's shortest repeat, from static inputs and on the device alone: what a CUDA graph records."""
+        """One unit of work, from static inputs and on the device alone: what a CUDA graph records."""
         *steps, last = zip(*(x.unbind(1) for x in (*self.buffer.batches(), *self.normal, self.uniform)), strict=True)
         for step in steps:
             self.update(*step)

@@ -384,7 +384,7 @@ class Agent:
         return metrics
 
     def period(self) -> None:
-        """The schedule's shortest repeat, from static inputs and on the device alone: what a CUDA graph records."""
+        """One unit of work, from static inputs and on the device alone: what a CUDA graph records."""
         inputs = (x.unbind(1) for x in (*self.buffer.batches(), self.noise))
         *steps, last = zip(*inputs, self.actor_rates(), strict=True)
         for step in steps:

@@ -35,7 +35,6 @@ POLICY_NOISE, NOISE_CLIP = 0.2, 0.5  # target policy smoothing, in units of the 
 POLICY_FREQ = 2  # critic updates for each policy update
 LEARNING_RATE, VAE_LEARNING_RATE = 3e-4, 1e-3
 LOG_STD_MIN, LOG_STD_MAX = -4.0, 15.0  # of the VAE's latent variables
-PERIOD = 20  # gradient steps in one unit of work, a multiple of POLICY_FREQ
 Metrics = dict[str, Tensor]  # tag -> a number of one learner, or (K,) of all
 
 
@@ -241,11 +240,11 @@ class Agent:
     """K learners, tasks x seeds, side by side: a network of theirs is a matrix (K, n), its rows independent."""
 
     compiled = ("update",)  # what torch.compile takes whole
+    period_steps = 20  # gradient steps in one unit of work, a multiple of POLICY_FREQ
 
     def __init__(self, args: Args, data: list[dict[str, np.ndarray]], low: np.ndarray, high: np.ndarray, device: str):
         """data: D4RL's transitions of each task; low, high: (A,) bounds of the actions."""
         self.args, self.device, dtype = args, torch.device(device), torch.get_default_dtype()
-        self.period_steps = PERIOD
         self.buffer = ReplayBuffer(data, args.num_seeds, self.period_steps, args.batch_size, device)
         self.low, self.high = (torch.as_tensor(bound, dtype=dtype, device=device) for bound in (low, high))
         state_dim, action_dim = self.buffer.widths[:2]
@@ -371,7 +370,7 @@ class Agent:
             advantage = self.all(lambda phi, s, a: self.q(phi[0], s, a))(self.phi, s[:, i], a[:, i]) - v
             g, vae_metrics = self.gradient(self.vae_loss, self.omega, advantage, s[:, i], a[:, i], vae_noise[:, i])
             self.vae_adam.step(self.omega, g, VAE_LEARNING_RATE)
-        s, a = s[:, 1], a[:, 1]
+        s, a = s[:, 1], a[:, 1]  # the second batch, to which v and the advantage belong
         g, more = self.gradient(
             self.actor_loss, self.theta, self.phi, self.omega, v, advantage, s, a, offer_noise[:, 1]
         )
@@ -381,7 +380,7 @@ class Agent:
         return metrics | value_metrics | vae_metrics | more
 
     def period(self) -> None:
-        """The schedule's shortest repeat, from static inputs and on the device alone: what a CUDA graph records."""
+        """One unit of work, from static inputs and on the device alone: what a CUDA graph records."""
         for pair in zip(*(x.split(POLICY_FREQ, 1) for x in (*self.buffer.batches(), self.noise)), strict=True):
             self.metrics = self.update(*pair)
 

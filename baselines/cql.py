@@ -37,7 +37,6 @@ TAU = 0.005  # Polyak rate of the target critics
 M = 10  # actions drawn of each kind for the penalty: uniform, of the policy at s', of the policy at s
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 LEARNING_RATE = 3e-4  # of the critics
-PERIOD = 10  # gradient steps in one unit of work
 Metrics = dict[str, Tensor]  # tag -> a number of one learner, or (K,) of all
 
 
@@ -95,14 +94,14 @@ ANTMAZE = {
     "lagrange": True, "target_action_gap": 0.8, "normalize": False, "rewards": "10r-5",
 }
 HANDS = ("pen", "door", "hammer", "relocate")
-TUNED = {  # what differs from CORL's defaults
+CHANGES = {  # what differs from CORL's defaults
     **{task: {} for task in d4rl.TASKS},
     "hopper-medium-v2": {"rewards": "return-range"},
     **{task: {"lagrange": True, "target_action_gap": 5.0} for task in d4rl.TASKS if task.startswith("maze2d")},
     **{task: ANTMAZE for task in d4rl.TASKS if task.startswith("antmaze")},
     **{task: {"alpha": 1.0, "policy_lr": 1e-4} for task in d4rl.TASKS if task.startswith(HANDS)},
 }
-TUNED = {task: CORL | settings for task, settings in TUNED.items()}
+TUNED = {task: CORL | changes for task, changes in CHANGES.items()}
 
 
 def changed_rewards(rewards: np.ndarray, terminals: np.ndarray, change: str) -> np.ndarray:
@@ -266,11 +265,11 @@ class Agent:
     """K learners, tasks x seeds, side by side: a network of theirs is a matrix (K, n), its rows independent."""
 
     compiled = ("update",)  # what torch.compile takes whole
+    period_steps = 10  # gradient steps in one unit of work
 
     def __init__(self, args: Args, data: list[dict[str, np.ndarray]], low: np.ndarray, high: np.ndarray, device: str):
         """data: D4RL's transitions of each task; low, high: (A,) bounds of the actions."""
         self.args, self.device, dtype = args, torch.device(device), torch.get_default_dtype()
-        self.period_steps = PERIOD
         self.buffer = ReplayBuffer(data, args.num_seeds, self.period_steps, args.batch_size, device, args.normalize)
         self.low, self.high = (torch.as_tensor(bound, dtype=dtype, device=device) for bound in (low, high))
         state_dim, action_dim = self.buffer.widths[:2]

@@ -39,7 +39,6 @@ EMA_RATE, EMA_FREQ, EMA_START = 0.005, 5, 1000  # of the target policy: every 5t
 BACKUP_SAMPLES = 10  # next actions of which --max-q-backup takes the best
 CANDIDATES = 50  # actions among which the policy chooses when it acts
 LEARNING_RATE = 3e-4
-PERIOD = 10  # gradient steps in one unit of work
 # The diffusion: after step t of 0 to T − 1 an action a has become √ᾱ_t a + √(1 − ᾱ_t) ε, ε ~ N(0, I). ᾱ_t is the
 # product of the 1 − β up to t, and these betas ("VP") make it exp(−0.1 u − (10 − 0.1) u² / 2) with u = (t + 1) / T.
 T = 5
@@ -85,7 +84,7 @@ class Args(RunArgs):
 OFFICIAL = {"grad_norm": 1.0, "max_q_backup": False, "eta": 1.0, "actor_lr": 3e-4, "rewards": "raw"}
 ANTMAZE = {"max_q_backup": True, "rewards": "antmaze"}
 PEN = {"actor_lr": 3e-5, "rewards": "standardised"}
-TUNED = {  # what differs from that
+CHANGES = {  # what differs from that
     "halfcheetah-medium-v2": {"grad_norm": 9.0},
     "halfcheetah-medium-replay-v2": {"grad_norm": 2.0},
     "halfcheetah-medium-expert-v2": {"grad_norm": 7.0},
@@ -105,7 +104,7 @@ TUNED = {  # what differs from that
     "pen-human-v1": PEN | {"grad_norm": 7.0, "eta": 0.15},
     "pen-cloned-v1": PEN | {"grad_norm": 8.0, "eta": 0.1},
 }
-TUNED = {task: OFFICIAL | settings for task, settings in TUNED.items()}
+TUNED = {task: OFFICIAL | changes for task, changes in CHANGES.items()}
 
 
 def changed_rewards(rewards: np.ndarray, change: str) -> np.ndarray:
@@ -284,11 +283,11 @@ class Agent:
     """K learners, tasks x seeds, side by side: a network of theirs is a matrix (K, n), its rows independent."""
 
     compiled = ("update",)  # what torch.compile takes whole
+    period_steps = 10  # gradient steps in one unit of work
 
     def __init__(self, args: Args, data: list[dict[str, np.ndarray]], low: np.ndarray, high: np.ndarray, device: str):
         """data: D4RL's transitions of each task; low, high: (A,) bounds of the actions."""
         self.args, self.device, dtype = args, torch.device(device), torch.get_default_dtype()
-        self.period_steps = PERIOD
         self.buffer = ReplayBuffer(data, args.num_seeds, self.period_steps, args.batch_size, device)
         self.low, self.high = (torch.as_tensor(bound, dtype=dtype, device=device) for bound in (low, high))
         state_dim, action_dim = self.buffer.widths[:2]
@@ -404,7 +403,7 @@ class Agent:
         return metrics
 
     def period(self) -> None:
-        """The schedule's shortest repeat, from static inputs and on the device alone: what a CUDA graph records."""
+        """One unit of work, from static inputs and on the device alone: what a CUDA graph records."""
         batches = self.buffer.batches()
         for step in range(self.period_steps):
             batch, noise = (x[:, step] for x in batches), Noise(*(x[:, step] for x in self.noise))

@@ -35,7 +35,6 @@ from offline_run import Run, RunArgs, evaluate_saved, launch, tuned
 TAU = 0.005  # Polyak rate of the target critics
 LEARNING_RATE = 3e-4
 FLOW_STEPS = 10  # of Euler's method along the teacher's flow
-PERIOD = 10  # gradient steps in one unit of work
 Metrics = dict[str, Tensor]  # tag -> a number of one learner, or (K,) of all
 
 
@@ -74,17 +73,17 @@ class Args(RunArgs):
 # --- The official code's settings for each task -----------------------------------------------------------------------
 
 OFFICIAL = {"discount": 0.99, "q_agg": "mean", "reward_shift": 0.0}
-TUNED = {  # what differs from that
+CHANGES = {  # what differs from that
     f"antmaze-{maze}-v2": {"reward_shift": -1.0}
     for maze in ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
 }
-TUNED |= {
+CHANGES |= {
     f"{task}-{data}-v1": {"q_agg": "min"}
     for task in ("pen", "door", "hammer", "relocate")
     for data in ("human", "cloned", "expert")
 }
-TUNED |= {f"antmaze-large-navigate-singletask-task{n}-v0": {"q_agg": "min"} for n in range(1, 6)}
-TUNED |= {f"antmaze-giant-navigate-singletask-task{n}-v0": {"q_agg": "min", "discount": 0.995} for n in range(1, 6)}
+CHANGES |= {f"antmaze-large-navigate-singletask-task{n}-v0": {"q_agg": "min"} for n in range(1, 6)}
+CHANGES |= {f"antmaze-giant-navigate-singletask-task{n}-v0": {"q_agg": "min", "discount": 0.995} for n in range(1, 6)}
 ALPHAS = {  # where it is not 10
     "antmaze-large-play-v2": 3.0, "antmaze-large-diverse-v2": 3.0,
     "pen-human-v1": 1e4, "pen-cloned-v1": 1e4, "pen-expert-v1": 3e3,
@@ -92,7 +91,7 @@ ALPHAS = {  # where it is not 10
     "hammer-human-v1": 3e4, "hammer-cloned-v1": 1e4, "hammer-expert-v1": 3e4,
     "relocate-human-v1": 1e4, "relocate-cloned-v1": 3e4, "relocate-expert-v1": 3e4,
 }  # fmt: skip
-TUNED = {task: OFFICIAL | {"alpha": ALPHAS.get(task, 10.0)} | settings for task, settings in TUNED.items()}
+TUNED = {task: OFFICIAL | {"alpha": ALPHAS.get(task, 10.0)} | changes for task, changes in CHANGES.items()}
 
 
 # --- Networks: written for one learner --------------------------------------------------------------------------------
@@ -252,11 +251,11 @@ class Agent:
     """K learners, tasks x seeds, side by side: a network of theirs is a matrix (K, n), its rows independent."""
 
     compiled = ("update",)  # what torch.compile takes whole
+    period_steps = 10  # gradient steps in one unit of work
 
     def __init__(self, args: Args, data: list[dict[str, np.ndarray]], low: np.ndarray, high: np.ndarray, device: str):
         """data: D4RL's transitions of each task; low, high: (A,) bounds of the actions."""
         self.args, self.device, dtype = args, torch.device(device), torch.get_default_dtype()
-        self.period_steps = PERIOD
         self.buffer = ReplayBuffer(data, args.num_seeds, self.period_steps, args.batch_size, device)
         low, high = (torch.as_tensor(bound, dtype=dtype, device=device) for bound in (low, high))
         _, a, _, r, _ = self.buffer.table.split(self.buffer.widths, 1)  # views of it
@@ -357,7 +356,7 @@ class Agent:
         return critic_metrics | flow_metrics | metrics
 
     def period(self) -> None:
-        """The schedule's shortest repeat, from static inputs and on the device alone: what a CUDA graph records."""
+        """One unit of work, from static inputs and on the device alone: what a CUDA graph records."""
         for step in zip(*(x.unbind(1) for x in (*self.buffer.batches(), *self.normal, self.uniform)), strict=True):
             self.metrics = self.update(*step)
 

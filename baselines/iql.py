@@ -35,7 +35,6 @@ DISCOUNT = 0.99
 WEIGHT_MAX = 100.0  # of an action in the policy's loss
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 LEARNING_RATE = 3e-4  # the policy's falls to 0 along a cosine
-PERIOD = 10  # gradient steps in one unit of work
 Metrics = dict[str, Tensor]  # tag -> a number of one learner, or (K,) of all
 
 
@@ -77,7 +76,7 @@ class Args(RunArgs):
 
 CORL = {"beta": 3.0, "expectile": 0.7, "deterministic": False, "actor_dropout": 0.0, "tau": 0.005, "rewards": "raw"}
 HANDS = ("pen", "door", "hammer", "relocate")
-TUNED = {  # what differs from CORL's defaults
+CHANGES = {  # what differs from CORL's defaults
     **{task: {} for task in d4rl.TASKS},
     "hopper-medium-v2": {"deterministic": True, "tau": 0.001, "rewards": "return-range"},
     "hopper-medium-replay-v2": {"deterministic": True, "tau": 0.001, "rewards": "return-range"},
@@ -85,7 +84,7 @@ TUNED = {  # what differs from CORL's defaults
     **{task: {"beta": 10.0, "expectile": 0.9, "rewards": "minus-one"} for task in d4rl.TASKS if "antmaze" in task},
     **{task: {"expectile": 0.8, "actor_dropout": 0.1} for task in d4rl.TASKS if task.startswith(HANDS)},
 }
-TUNED = {task: CORL | settings for task, settings in TUNED.items()}
+TUNED = {task: CORL | changes for task, changes in CHANGES.items()}
 
 
 def changed_rewards(rewards: np.ndarray, terminals: np.ndarray, change: str) -> np.ndarray:
@@ -243,11 +242,11 @@ class Agent:
     """K learners, tasks x seeds, side by side: a network of theirs is a matrix (K, n), its rows independent."""
 
     compiled = ("update",)  # what torch.compile takes whole
+    period_steps = 10  # gradient steps in one unit of work
 
     def __init__(self, args: Args, data: list[dict[str, np.ndarray]], low: np.ndarray, high: np.ndarray, device: str):
         """data: D4RL's transitions of each task; low, high: (A,) bounds of the actions."""
         self.args, self.device, dtype = args, torch.device(device), torch.get_default_dtype()
-        self.period_steps = PERIOD
         self.buffer = ReplayBuffer(data, args.num_seeds, self.period_steps, args.batch_size, device)
         self.low, self.high = (torch.as_tensor(bound, dtype=dtype, device=device) for bound in (low, high))
         state_dim, action_dim = self.buffer.widths[:2]
@@ -352,7 +351,7 @@ class Agent:
         return metrics
 
     def period(self) -> None:
-        """The schedule's shortest repeat, from static inputs and on the device alone: what a CUDA graph records."""
+        """One unit of work, from static inputs and on the device alone: what a CUDA graph records."""
         inputs = (x.unbind(1) for x in (*self.buffer.batches(), self.noise))
         for step in zip(*inputs, self.actor_rates(), strict=True):
             self.metrics = self.update(*step)

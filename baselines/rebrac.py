@@ -32,7 +32,6 @@ from offline_run import Run, RunArgs, evaluate_saved, launch, tuned
 TAU = 0.005  # Polyak rate of the target networks
 POLICY_NOISE, NOISE_CLIP = 0.2, 0.5  # target policy smoothing, in units of the action's half range
 POLICY_FREQ = 2  # critic updates for each policy update
-PERIOD = 20  # gradient steps in one unit of work, a multiple of POLICY_FREQ
 Metrics = dict[str, Tensor]  # tag -> a number of one learner, or (K,) of all
 
 
@@ -259,11 +258,11 @@ class Agent:
     """K learners, tasks x seeds, side by side: a network of theirs is a matrix (K, n), its rows independent."""
 
     compiled = ("update",)  # what torch.compile takes whole
+    period_steps = 20  # gradient steps in one unit of work, a multiple of POLICY_FREQ
 
     def __init__(self, args: Args, data: list[dict[str, np.ndarray]], low: np.ndarray, high: np.ndarray, device: str):
         """data: D4RL's transitions of each task, with next actions; low, high: (A,) bounds of the actions."""
         self.args, self.device, dtype = args, torch.device(device), torch.get_default_dtype()
-        self.period_steps = PERIOD
         self.buffer = ReplayBuffer(data, args.num_seeds, self.period_steps, args.batch_size, device)
         self.low, self.high = (torch.as_tensor(bound, dtype=dtype, device=device) for bound in (low, high))
         state_dim, action_dim = self.buffer.widths[:2]
@@ -348,7 +347,7 @@ class Agent:
         return self.critic_step(*second) | metrics
 
     def period(self) -> None:
-        """The schedule's shortest repeat, from static inputs and on the device alone: what a CUDA graph records."""
+        """One unit of work, from static inputs and on the device alone: what a CUDA graph records."""
         for pair in zip(*(x.split(POLICY_FREQ, 1) for x in (*self.buffer.batches(), self.noise)), strict=True):
             self.metrics = self.update(*pair)
 

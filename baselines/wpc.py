@@ -34,7 +34,6 @@ TAU = 0.005  # Polyak rate of the target networks
 POLICY_NOISE, NOISE_CLIP = 0.2, 0.5  # target policy smoothing, in units of the action's half range
 POLICY_FREQ = 2  # critic updates for each policy update
 LEARNING_RATE = 3e-4
-PERIOD = 20  # gradient steps in one unit of work, a multiple of POLICY_FREQ
 Metrics = dict[str, Tensor]  # tag -> a number of one learner, or (K,) of all
 
 
@@ -208,11 +207,11 @@ class Agent:
     """K learners, tasks x seeds, side by side: a network of theirs is a matrix (K, n), its rows independent."""
 
     compiled = ("update",)  # what torch.compile takes whole
+    period_steps = 20  # gradient steps in one unit of work, a multiple of POLICY_FREQ
 
     def __init__(self, args: Args, data: list[dict[str, np.ndarray]], low: np.ndarray, high: np.ndarray, device: str):
         """data: D4RL's transitions of each task; low, high: (A,) bounds of the actions."""
         self.args, self.device, dtype = args, torch.device(device), torch.get_default_dtype()
-        self.period_steps = PERIOD
         self.buffer = ReplayBuffer(data, args.num_seeds, self.period_steps, args.batch_size, device)
         self.low, self.high = (torch.as_tensor(bound, dtype=dtype, device=device) for bound in (low, high))
         state_dim, action_dim = self.buffer.widths[:2]
@@ -297,7 +296,7 @@ class Agent:
             self.critic_adam.step(self.phi, g)
             g, (v, value_metrics) = self.gradient(self.value_loss, self.psi, s[:, i], y[:, i])  # v: V before its step
             self.value_adam.step(self.psi, g)
-        s, a = s[:, 1], a[:, 1]
+        s, a = s[:, 1], a[:, 1]  # the second batch, to which v belongs
         g, more = self.gradient(self.actor_loss, self.theta, self.phi, v, s, a)
         self.actor_adam.step(self.theta, g)
         self.target_theta.lerp_(self.theta, TAU)
@@ -305,7 +304,7 @@ class Agent:
         return metrics | value_metrics | more
 
     def period(self) -> None:
-        """The schedule's shortest repeat, from static inputs and on the device alone: what a CUDA graph records."""
+        """One unit of work, from static inputs and on the device alone: what a CUDA graph records."""
         for pair in zip(*(x.split(POLICY_FREQ, 1) for x in (*self.buffer.batches(), self.noise)), strict=True):
             self.metrics = self.update(*pair)
 

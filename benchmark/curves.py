@@ -6,6 +6,7 @@ One panel a task, a line a run: the normalised score of every evaluation (thin) 
 below it the scale (`aspc/alpha`, `td3bc/alpha`).
 """
 
+import itertools
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ def draw(runs: list[Run], path: Path) -> None:
         tasks[run.task].append(run)
     picture, axes = figure(2, len(tasks), 4, 2.3, sharex=True)
     for column, (task, members) in enumerate(tasks.items()):
-        for color, run in zip(COLORS, members, strict=False):
+        for color, run in zip(itertools.cycle(COLORS), members, strict=False):
             steps, scores, scales = np.array([(row["step"] / 1e6, row[SCORE], alpha(row)) for row in run.rows]).T
             means = [scores[max(0, i - WINDOW + 1) : i + 1].mean() for i in range(len(scores))]
             axes[0, column].plot(steps, scores, color=color, linewidth=0.5, alpha=0.5)
