@@ -4,6 +4,7 @@ import importlib
 import math
 import signal
 import sys
+import time
 from pathlib import Path
 
 import h5py
@@ -68,6 +69,14 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    """Until condition() holds; fails after so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def load_script(name: str):

@@ -4,19 +4,27 @@ own, and with their derivative."""
 import ast
 import functools
 import itertools
-import os
 import signal
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, S, assert_seeds_are_independent, make_agent, parts, random_data, stop_before_alpha
+from conftest import (
+    ROOT,
+    S,
+    assert_seeds_are_independent,
+    make_agent,
+    parts,
+    random_data,
+    stop_before_alpha,
+    write_dataset,
+)
 from test_hypergradient import central_difference, hypergradient, inner_gradient, relative, step_of_rho
-from test_scripts import OWN, after_steps, command, write_dataset
+from test_scripts import OWN
 from test_update import Restatement
 from torch.func import grad, vmap
 from torch.nn import functional as F
-from toy_runs import assert_same_runs
+from toy_runs import after_steps, assert_same_runs, command, send
 
 import aspc_td3bc
 from benchmark.scripts import flags
@@ -239,11 +247,12 @@ def test_resumed_run_equals_an_uninterrupted_one(script, tmp_path, monkeypatch, 
     dataset = write_dataset(tmp_path / "pendulum.hdf5", 3, 1, bound=2.0)
     arguments = {k: v for k, v in OWN.items() if k != "critic_layers"} | {"total_steps": 60, "dataset_path": dataset}
     line = lambda runs: flags(arguments | {"runs_dir": tmp_path / runs})  # noqa: E731
-    assert command(monkeypatch, script, *line("whole")) is None
+    path = ROOT / f"{script}.py"
+    assert command(monkeypatch, *line("whole"), script=path) is None
     with monkeypatch.context() as patch:
-        after_steps(patch, "aspc_td3bc", 40, lambda agent: os.kill(os.getpid(), signal.SIGTERM))
-        assert command(monkeypatch, script, *line("resumed")) == 128 + signal.SIGTERM
+        after_steps(patch, 40, lambda agent: send(signal.SIGTERM), aspc_td3bc.Agent)
+        assert command(monkeypatch, *line("resumed"), script=path) == 128 + signal.SIGTERM
     runs = sorted((tmp_path / "resumed").iterdir())
     assert runs[0].name.split("__")[1] == script.split("/")[-1]
-    assert command(monkeypatch, script, "--resume", str(runs[0])) is None
+    assert command(monkeypatch, "--resume", runs[0], script=path) is None
     assert_same_runs(runs, sorted((tmp_path / "whole").iterdir()))

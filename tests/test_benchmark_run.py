@@ -20,7 +20,7 @@ import filelock
 import numpy as np
 import pytest
 import tyro
-from conftest import ROOT, SCRIPTS, load_script
+from conftest import ROOT, SCRIPTS, load_script, wait_for
 from test_scripts import write_dataset
 
 import d4rl_gymnasium as d4rl
@@ -120,13 +120,6 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
         return process.returncode, output
     finally:
         process.kill()
-
-
-def wait_for(condition, seconds: float = 300) -> None:
-    end = time.time() + seconds
-    while not condition():
-        assert time.time() < end
-        time.sleep(0.02)
 
 
 def logs(folder: Path) -> str:

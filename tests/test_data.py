@@ -17,7 +17,7 @@ import gymnasium
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, wait_for
 from toy_data import (
     HOPPER,
     ON_HOST,
@@ -441,13 +441,6 @@ def start(code, *arguments):
 def read_until(stream, text):
     """Reads a process's output up to the line that contains `text`."""
     assert any(text in line for line in stream), f"{text!r} was not said"
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def has_arrived(part, count):

@@ -10,13 +10,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import toy
 import toy_runs
+from conftest import wait_for
 from torch.utils.tensorboard import SummaryWriter
 from toy_runs import (
     RUN,
@@ -186,13 +186,6 @@ def test_handlers_are_put_back(tmp_path):
     assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
 
 
-def waited_for(condition, seconds: float = 60) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    return bool(condition())
-
-
 def children(pid: int) -> list[int]:
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for task in tasks for child in task.read_text().split()]
@@ -212,7 +205,7 @@ def test_stopped_in_a_process_of_its_own_and_continued_there(tmp_path):
     endless = {"total_steps": 10**9, "eval_interval": 20_000, "eval_workers": 1, "runs_dir": folder, "num_seeds": 1}
     running = process(*flags(RUN | endless), cwd=tmp_path, start_new_session=True)
     try:
-        assert waited_for(lambda: len(children(running.pid)) == 2)  # the worker, and multiprocessing's own
+        wait_for(lambda: len(children(running.pid)) == 2)  # the worker, and multiprocessing's own
         workers = children(running.pid)
         os.killpg(running.pid, signal.SIGINT)
         output, errors = running.communicate(timeout=60)
@@ -220,7 +213,7 @@ def test_stopped_in_a_process_of_its_own_and_continued_there(tmp_path):
         running.kill()
     assert running.returncode == 128 + signal.SIGINT
     assert errors == "\nSIGINT: stopping with a checkpoint. A second one stops at once, without.\n"
-    assert waited_for(lambda: not any(map(alive, workers)))
+    wait_for(lambda: not any(map(alive, workers)))
     (run,) = folder.iterdir()
     step = checkpoint_of(run)["step"]
 
@@ -231,13 +224,13 @@ def test_stopped_in_a_process_of_its_own_and_continued_there(tmp_path):
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        assert waited_for(lambda: checkpoint_of(run)["step"] > step and (run / "metrics.csv").exists())
-        assert waited_for(lambda: len(children(running.pid)) == 2)
+        wait_for(lambda: checkpoint_of(run)["step"] > step and (run / "metrics.csv").exists())
+        wait_for(lambda: len(children(running.pid)) == 2)
         workers = children(running.pid)
     finally:
         running.kill()
         running.wait()
-    assert waited_for(lambda: not any(map(alive, workers)), 10)
+    wait_for(lambda: not any(map(alive, workers)), 10)
     assert not (run / "result.json").exists() and list(folder.iterdir()) == [run]
 
 

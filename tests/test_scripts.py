@@ -2,11 +2,9 @@
 and seeds side by side, a copy of the file alone, and arguments that cannot work. test_offline_run.py tests the run."""
 
 import hashlib
-import itertools
 import json
 import os
 import re
-import runpy
 import shlex
 import shutil
 import signal
@@ -38,7 +36,7 @@ from conftest import (
     random_data,
     write_dataset,
 )
-from toy_runs import assert_same_runs, checkpoint_of, config_of, events_of, result_of, rows_of, send
+from toy_runs import assert_same_runs, checkpoint_of, command, config_of, events_of, result_of, rows_of, stopped
 
 import d4rl_gymnasium as d4rl
 import offline_run
@@ -86,29 +84,6 @@ def train(script: str, dataset: Path | None, runs: Path, arguments: dict) -> lis
 def resume(script: str, run: Path) -> None:
     module = load_script(script)
     module.main(module.Args(resume=str(run)))
-
-
-def after_steps(monkeypatch, script: str, steps: int, act) -> None:
-    """Call `act(agent)` when this process has trained so many gradient steps."""
-    agent_class, periods = load_script(script).Agent, itertools.count(1)
-    original = agent_class.advance
-
-    def advance(agent):
-        original(agent)
-        if next(periods) * agent.period_steps == steps:
-            act(agent)
-
-    monkeypatch.setattr(agent_class, "advance", advance)
-
-
-def command(monkeypatch, script: str, *arguments: str):
-    """Run the script's command line in this process; what it hands to sys.exit (None if it ends by itself)."""
-    path = str(ROOT / f"{script}.py")
-    monkeypatch.setattr(sys, "argv", [path, *arguments])
-    try:
-        runpy.run_path(path, run_name="__main__")
-    except SystemExit as stop:
-        return stop.code
 
 
 @pytest.fixture(scope="module", params=WHOLE)
@@ -180,18 +155,10 @@ def test_metrics_are_those_of_the_glossary(script):
 # --- Interruptions ----------------------------------------------------------------------------------------------------
 
 
-def stopped_at(steps: int, script: str, monkeypatch, train) -> None:
-    """`train()`, which Ctrl-C ends after so many steps."""
-    with monkeypatch.context() as patch:
-        after_steps(patch, script, steps, lambda agent: send())
-        with pytest.raises(SystemExit) as stop:
-            train()
-    assert stop.value.code == 128 + signal.SIGINT
-
-
 def test_resumed_run_equals_an_uninterrupted_one(finished, hopper, tmp_path, monkeypatch):
     """Ctrl-C after 100 of 200 steps."""
-    stopped_at(100, finished.script, monkeypatch, lambda: train(finished.script, hopper, tmp_path, RUN))
+    agent_class = load_script(finished.script).Agent
+    stopped(100, monkeypatch, lambda: train(finished.script, hopper, tmp_path, RUN), agent_class)
     runs = sorted(tmp_path.iterdir())
     assert checkpoint_of(runs[0])["step"] == 100 and not (runs[0] / "result.json").exists()
     torch.manual_seed(12345)  # a fresh process would not have the old one's global generators
@@ -374,7 +341,7 @@ def test_two_tasks_in_one_run(tmp_path, monkeypatch):
     assert [path.name.split("__")[:3:2] for path in whole] == [[task, seed] for task in tasks for seed in "01"]
     for path in whole:
         assert [result_of(path)["env_id"], str(result_of(path)["seed"])] == path.name.split("__")[:3:2]
-    stopped_at(40, script, monkeypatch, lambda: train(script, None, tmp_path / "resumed", arguments))
+    stopped(40, monkeypatch, lambda: train(script, None, tmp_path / "resumed", arguments), load_script(script).Agent)
     resumed = group(tmp_path / "resumed")
     resume(script, resumed[1])
     assert_same_runs(resumed, whole)
@@ -427,7 +394,8 @@ BAD_INPUT = {  # the scripts, what they are told, and words of the sentence
 )
 def test_bad_input_gets_a_sentence(script, line, words, hopper, tmp_path, monkeypatch):
     rest = flags(fitting(script, SHORT) | {"total_steps": 20, "dataset_path": hopper, "runs_dir": tmp_path / "runs"})
-    message = command(monkeypatch, script, *rest, *shlex.split(line))  # of two values the last counts
+    given = *rest, *shlex.split(line)  # of two values the last counts
+    message = command(monkeypatch, *given, script=ROOT / f"{script}.py")
     assert isinstance(message, str), f"exit status {message}"
     assert words in message
     assert "\n" not in message and len(message) < 500

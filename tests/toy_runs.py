@@ -38,11 +38,11 @@ def resume(run: Path, **arguments) -> None:
     toy.main(toy.Args(resume=str(run), **arguments))
 
 
-def command(monkeypatch, *arguments: str):
+def command(monkeypatch, *arguments: str, script: Path = SCRIPT):
     """Run the script's command line in this process; what it hands to sys.exit (None if it ends by itself)."""
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
     try:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+        runpy.run_path(str(script), run_name="__main__")
     except SystemExit as stop:
         return stop.code
 
@@ -53,29 +53,34 @@ def process(*arguments, **options) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, str(SCRIPT), *map(str, arguments)], **(streams | options))
 
 
-def after_steps(patch: pytest.MonkeyPatch, steps: int, act) -> None:
+def after_steps(patch: pytest.MonkeyPatch, steps: int, act, agent_class: type = toy.Agent) -> None:
     """Call `act(agent)` when this process has trained so many gradient steps."""
-    original, periods = toy.Agent.advance, itertools.count(1)
+    original, periods = agent_class.advance, itertools.count(1)
 
     def advance(agent):
         original(agent)
         if next(periods) * agent.period_steps == steps:
             act(agent)
 
-    patch.setattr(toy.Agent, "advance", advance)
+    patch.setattr(agent_class, "advance", advance)
 
 
 def send(number: int = signal.SIGINT) -> None:
     os.kill(os.getpid(), number)
 
 
-def stopped_at(steps: int, monkeypatch, runs: Path, **arguments) -> list[Path]:
-    """The directories of a run that Ctrl-C ended after so many steps."""
+def stopped(steps: int, monkeypatch, run, agent_class: type = toy.Agent) -> None:
+    """Calls `run()`, which Ctrl-C ends after so many steps."""
     with monkeypatch.context() as patch:
-        after_steps(patch, steps, lambda agent: send())
+        after_steps(patch, steps, lambda agent: send(), agent_class)
         with pytest.raises(SystemExit) as stop:
-            train(runs, **arguments)
+            run()
     assert stop.value.code == 128 + signal.SIGINT
+
+
+def stopped_at(steps: int, monkeypatch, runs: Path, **arguments) -> list[Path]:
+    """The directories of the toy's run that Ctrl-C ended after so many steps."""
+    stopped(steps, monkeypatch, lambda: train(runs, **arguments))
     return sorted(runs.iterdir())
 
 
