@@ -91,7 +91,7 @@ def test_nothing_grows(script):
     agent = make_agent(script, batch_size=8)
     agent.advance()
     first = live_tensors()
-    for _ in range(3):
+    for _ in range(2):
         agent.advance()
     assert live_tensors() == first
 

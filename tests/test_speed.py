@@ -9,7 +9,7 @@ from benchmark import speed
 
 def test_measures_each_variant_in_turn(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "N", 1000)
-    arguments = {"learners": (1, 2), "repeats": 2, "compile": False, "memory": False}
+    arguments = {"learners": (1, 2), "repeats": 1, "compile": False, "memory": False}
     speed.main(speed.Args(scripts=("baselines/td3bc", "aspc_td3bc"), out=tmp_path / "speed", **arguments))
     written = json.loads((tmp_path / "speed.json").read_text())
     modes = "plain, 1", "eager, 1", "eager, 2"
