@@ -65,6 +65,19 @@ def signal_handlers():
 
 
 @pytest.fixture
+def small_networks(monkeypatch):
+    """FQL's layers of 512 are one of 8, A2PR's of 256 and 750 of 8: where their size does not matter, it takes time."""
+
+    def fql(inputs: int, outputs: int, norm: bool = False) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(inputs, 8), nn.GELU("tanh"), *norm * [nn.LayerNorm(8)], nn.Linear(8, outputs))
+
+    a2pr, original = load_script("baselines/a2pr"), load_script("baselines/a2pr").mlp
+    monkeypatch.setattr(a2pr, "mlp", lambda inputs, units, layers, outputs: original(inputs, 8, layers, outputs))
+    for script in ("aspc_fql", "baselines/fql"):
+        monkeypatch.setattr(load_script(script), "mlp", fql)
+
+
+@pytest.fixture
 def float64():
     torch.set_default_dtype(torch.float64)
     yield

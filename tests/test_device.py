@@ -6,11 +6,12 @@ import gc
 
 import pytest
 import torch
-from conftest import A, S, each_script, each_variant, load_script, make_agent
+from conftest import A, S, each_script, each_variant, make_agent
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from offline_run import compile_agent, graph_agent, load_state
 
+pytestmark = pytest.mark.usefixtures("small_networks")
 HOST = {
     "_local_scalar_dense": "reads a value on the host (.item(), float(), if tensor)",
     "nonzero": "has a size that the host must wait for",
@@ -100,7 +101,6 @@ def test_nothing_grows(script):
 def test_compiled_equals_eager(monkeypatch, float64, script):
     """torch.compile takes the update whole, and nothing in it is frozen: two periods, run without generated code."""
     torch.compiler.reset()
-    monkeypatch.setattr(load_script(script), "FLOW_STEPS", 3, raising=False)  # FQL's, each of which is traced anew
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     eager, compiled = (make_agent(script, num_seeds=2, batch_size=8) for _ in range(2))
     assert compile_agent(compiled)

@@ -52,6 +52,7 @@ RUN = {  # a run of two seeds: evaluations at 60, 120, 180 and 200, checkpoints 
 OWN = RUN | {"env_id": ("Pendulum-v1",), "num_seeds": 1, "total_steps": 40}
 SHORT = RUN | {"num_seeds": 1, "total_steps": 60, "eval_interval": 20, "checkpoint_interval": 20}
 
+pytestmark = pytest.mark.usefixtures("small_networks")
 PAIR = SCRIPTS[:2]
 STOCHASTIC = ["aspc_diffusionql", "baselines/diffusionql", "aspc_fql", "baselines/fql"]  # policies
 WHOLE = SCRIPTS[:5]  # whose whole runs are looked at; of the others their agents, and one run of each (copied alone)
